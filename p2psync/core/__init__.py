@@ -1,0 +1,1 @@
+"""The decisions: values in, values out. No files, clock, network, SQL, threads or randomness."""

@@ -1,0 +1,119 @@
+"""The vocabulary: entries, transitions, outcomes, plans. Owns the values that all other modules pass on."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import NamedTuple, NewType
+
+import msgspec
+
+from p2psync.core.vector import NOTHING, Version
+
+Digest = NewType("Digest", bytes)
+"""xxh3-128 of a file's bytes or of a symlink's target: 16 bytes."""
+
+NO_DIGEST = Digest(b"")
+
+
+class Kind(IntEnum):
+    """What a path is."""
+
+    TOMBSTONE = 0
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
+    """One version of one path."""
+
+    kind: Kind
+    version: Version = NOTHING
+    revision: int = 0
+    """1 + the largest revision that this version follows."""
+    digest: Digest = NO_DIGEST
+    size: int = 0
+    """Bytes of a file."""
+    mode: int = 0
+    """Permission bits (0o777) of a file or directory."""
+    mtime_ns: int = 0
+    target: bytes = b""
+    """Where a symlink points; never resolved."""
+
+    @property
+    def alive(self) -> bool:
+        """Is there something at the path?"""
+        return self.kind is not Kind.TOMBSTONE
+
+    def same_bytes(self, other: Entry) -> bool:
+        """Are kind and contents equal, whatever the permissions and times?"""
+        return self.kind is other.kind and self.digest == other.digest and self.size == other.size
+
+    def same_content(self, other: Entry) -> bool:
+        """Are kind, contents and permissions equal? Times are no content: a touch is not an edit."""
+        return self.same_bytes(other) and self.mode == other.mode
+
+
+class Stat(NamedTuple):
+    """What vouches for a digest: as long as these stand, the file was not written to."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+class Row(NamedTuple):
+    """A manifest row: an entry, and the stat that vouches for it (None: look again, as for a racy file)."""
+
+    entry: Entry
+    stat: Stat | None
+
+
+class Prefer(StrEnum):
+    """What becomes of two versions that cannot be merged."""
+
+    BOTH = "both"
+    """The winner keeps the name, the loser becomes a conflict copy."""
+    NEWEST = "newest"
+    LOCAL = "local"
+    PEER = "peer"
+    SKIP = "skip"
+    """Neither side is touched; the conflict stays open."""
+
+
+class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A compare-and-swap on one path of one replica."""
+
+    path: bytes
+    expected: Entry | None
+    wanted: Entry
+    after: tuple[bytes, ...] = ()
+    """Paths whose transitions on the same side must not have failed: what is set aside there must
+    exist before this one displaces it (I3)."""
+
+
+class Problem(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Why one path was left alone. Never a reason to stop, and never a deletion."""
+
+    path: bytes
+    why: str
+
+
+class Resolution(StrEnum):
+    """How a conflict ended."""
+
+    MERGED = "merged"
+    SET_ASIDE = "set-aside"
+    DISPLACED = "displaced"
+    """The loser is in the history of the replica that had it."""
+    SKIPPED = "skipped"
+
+
+class Conflict(NamedTuple):
+    """Two concurrent versions of one path, and what was decided."""
+
+    path: bytes
+    resolution: Resolution
+    copy: bytes | None = None
+    """Where the loser was set aside."""

@@ -1,0 +1,337 @@
+"""Reconcile: what two replicas that differ should both become. Owns every decision about a conflict.
+
+A pure function of what both sides know: the same facts, either way round and on any machine, give the
+same plan. Where it lacks a fact (a common ancestor, a merged text, what is at a path) it asks in
+`Plan.questions`; the caller adds the answers to the facts and reconciles anew.
+
+For one path: equal contents are joined and never disputed; a version that has seen the other replaces it;
+an edit outlives a deletion; texts are merged; else a winner keeps the path and the loser is set aside.
+For the tree: what holds something living is a directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from p2psync.core.merge import MAX_TEXT
+from p2psync.core.model import (
+    Conflict,
+    Digest,
+    Entry,
+    Kind,
+    Prefer,
+    Resolution,
+    Transition,
+)
+from p2psync.core.paths import ancestors, conflict_names
+from p2psync.core.vector import NOTHING, Stamp, Version
+
+
+class Pair(NamedTuple):
+    """What the two sides have at one path; None: never heard of it."""
+
+    ours: Entry | None
+    theirs: Entry | None
+
+
+class Text(NamedTuple):
+    """A merged text."""
+
+    digest: Digest
+    size: int
+
+
+class MergeQuestion(NamedTuple):
+    """Three texts, by digest, that might merge."""
+
+    base: Digest
+    ours: Digest
+    theirs: Digest
+
+
+@dataclass
+class Facts:
+    """All that reconcile may look at."""
+
+    pairs: dict[bytes, Pair]
+    bases: dict[bytes, Sequence[Entry]] = field(default_factory=dict)
+    """Earlier versions of contested paths that either side remembers."""
+    texts: dict[bytes, Text | None] = field(default_factory=dict)
+    """Merges tried for contested paths; None: did not merge."""
+
+
+@dataclass
+class Questions:
+    """What reconcile has to know before its plan is final."""
+
+    pairs: set[bytes] = field(default_factory=set)
+    bases: set[bytes] = field(default_factory=set)
+    texts: dict[bytes, MergeQuestion] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.pairs or self.bases or self.texts)
+
+
+@dataclass
+class Plan:
+    """What each side has to do; to be carried out only once there are no questions."""
+
+    ours: list[Transition] = field(default_factory=list)
+    theirs: list[Transition] = field(default_factory=list)
+    conflicts: list[Conflict] = field(default_factory=list)
+    left: list[bytes] = field(default_factory=list)
+    """Paths left for another time."""
+    decided: bool = False
+    """Does any entry carry the stamp? Then its tick has to be on disk before the plan leaves."""
+    questions: Questions = field(default_factory=Questions)
+
+
+class Verdict(NamedTuple):
+    """What one path should become."""
+
+    final: Entry
+    losers: tuple[Entry, ...] = ()
+    resolution: Resolution | None = None
+    decided: bool = False
+
+
+def reconcile(facts: Facts, stamp: Stamp, prefer: Prefer = Prefer.BOTH) -> Plan:
+    """Return the plan that brings both sides to the same state.
+
+    Args:
+        facts: the paths on which the sides may differ, each with both sides' entries.
+        stamp: marks the decisions; not yet used for anything else.
+        prefer: what becomes of versions that cannot be merged.
+    """
+    plan = Plan()
+    verdicts: dict[bytes, Verdict] = {}
+    for path, pair in facts.pairs.items():
+        verdict = _Judge(path, facts, stamp, prefer, plan.questions).judge(pair)
+        if verdict is not None:
+            verdicts[path] = verdict
+    _keep_directories(verdicts, facts.pairs, stamp)
+    if prefer is Prefer.SKIP:
+        _skip_conflicts(verdicts, facts.pairs, plan)
+    after = _set_losers_aside(verdicts, facts.pairs, stamp, plan)
+    for path in sorted(verdicts):
+        verdict = verdicts[path]
+        pair = facts.pairs[path]
+        plan.decided |= verdict.decided
+        for side, current in ((plan.ours, pair.ours), (plan.theirs, pair.theirs)):
+            if current != verdict.final:
+                side.append(Transition(path, current, verdict.final, after.get(path, ())))
+    return plan
+
+
+@dataclass
+class _Judge:
+    """Judges one path; a value only to keep what all its rules need within reach."""
+
+    path: bytes
+    facts: Facts
+    stamp: Stamp
+    prefer: Prefer
+    questions: Questions
+
+    def judge(self, pair: Pair) -> Verdict | None:
+        ours, theirs = pair
+        if ours is None or theirs is None:
+            known = ours or theirs
+            return Verdict(known) if known else None
+        if ours.same_content(theirs):
+            return Verdict(_join(ours, theirs))
+        if ours.version != theirs.version:  # equal versions of unlike contents break I1: a conflict
+            if ours.version <= theirs.version:
+                return Verdict(theirs)
+            if theirs.version <= ours.version:
+                return Verdict(ours)
+        return self._dispute(ours, theirs)
+
+    def _dispute(self, ours: Entry, theirs: Entry) -> Verdict:
+        if not (ours.alive and theirs.alive):
+            return self._decide(ours, theirs, ours if ours.alive else theirs)
+        if ours.kind is not theirs.kind and Kind.DIRECTORY in (ours.kind, theirs.kind):
+            directory, leaf = (ours, theirs) if ours.kind is Kind.DIRECTORY else (theirs, ours)
+            return self._decide(ours, theirs, directory, (leaf,), Resolution.SET_ASIDE)
+        if self.path not in self.facts.bases:
+            self.questions.bases.add(self.path)
+        base = newest_base(self.facts.bases.get(self.path, ()), ours, theirs)
+        return self._meet(ours, theirs, base)
+
+    def _meet(self, ours: Entry, theirs: Entry, base: Entry | None) -> Verdict:
+        winner, loser = self._rank(ours, theirs)
+        mode = _merge_modes(ours, theirs, base) if base else winner.mode
+        if ours.same_bytes(theirs) or (base and loser.same_bytes(base)):
+            return self._decide(ours, theirs, replace(winner, mode=mode))
+        if base and winner.same_bytes(base):
+            return self._decide(ours, theirs, replace(loser, mode=mode))
+        text = self._merged_text(ours, theirs, base)
+        if text:
+            mtime = max(ours.mtime_ns, theirs.mtime_ns)
+            final = replace(winner, digest=text.digest, size=text.size, mode=mode, mtime_ns=mtime)
+            return self._decide(ours, theirs, final, (), Resolution.MERGED)
+        if self.prefer in (Prefer.BOTH, Prefer.SKIP):
+            return self._decide(ours, theirs, winner, (loser,), Resolution.SET_ASIDE)
+        return self._decide(ours, theirs, winner, (), Resolution.DISPLACED)
+
+    def _rank(self, ours: Entry, theirs: Entry) -> tuple[Entry, Entry]:
+        """Return the winner and the loser."""
+        match self.prefer:
+            case Prefer.LOCAL:
+                return ours, theirs
+            case Prefer.PEER:
+                return theirs, ours
+            case Prefer.NEWEST:
+                newest_first = sorted((theirs, ours), key=_newest, reverse=True)
+            case _:
+                newest_first = sorted((theirs, ours), key=_weight, reverse=True)
+        return newest_first[0], newest_first[1]
+
+    def _merged_text(self, ours: Entry, theirs: Entry, base: Entry | None) -> Text | None:
+        if base is None or any(
+            entry.kind is not Kind.FILE or entry.size > MAX_TEXT for entry in (base, ours, theirs)
+        ):
+            return None
+        if self.path not in self.facts.texts:
+            question = MergeQuestion(base.digest, ours.digest, theirs.digest)
+            self.questions.texts[self.path] = question
+        return self.facts.texts.get(self.path)
+
+    def _decide(
+        self,
+        ours: Entry,
+        theirs: Entry,
+        final: Entry,
+        losers: tuple[Entry, ...] = (),
+        resolution: Resolution | None = None,
+    ) -> Verdict:
+        return Verdict(_stamped(final, self.stamp, ours, theirs), losers, resolution, True)
+
+
+def newest_base(candidates: Sequence[Entry], ours: Entry, theirs: Entry) -> Entry | None:
+    """Return the newest of `candidates` that both versions have seen."""
+    common = [
+        base
+        for base in candidates
+        if base.kind is ours.kind and base.version <= ours.version and base.version <= theirs.version
+    ]
+    return max(common, key=_weight, default=None)
+
+
+def _weight(entry: Entry) -> tuple[int, int, Digest, int, int, bytes]:
+    """Return what decides a conflict: revision, then time, then bytes, so that it decides always."""
+    return (entry.revision, entry.mtime_ns, entry.digest, entry.kind, entry.mode, entry.version.encode())
+
+
+def _newest(entry: Entry) -> tuple[int, int, Digest, int, int, bytes]:
+    return (entry.mtime_ns, entry.revision, *_weight(entry)[2:])
+
+
+def _join(ours: Entry, theirs: Entry) -> Entry:
+    if ours == theirs:
+        return ours
+    return replace(
+        ours,
+        version=ours.version | theirs.version,
+        revision=max(ours.revision, theirs.revision),
+        mtime_ns=max(ours.mtime_ns, theirs.mtime_ns),
+    )
+
+
+def _merge_modes(ours: Entry, theirs: Entry, base: Entry) -> int:
+    """Apply to the base's permission bits what each side flipped."""
+    return base.mode ^ ((ours.mode ^ base.mode) | (theirs.mode ^ base.mode))
+
+
+def _stamped(final: Entry, stamp: Stamp, *seen: Entry | None) -> Entry:
+    """Return `final` as a new version that has seen all of `seen`."""
+    version: Version = NOTHING
+    revision = 0
+    for entry in (final, *seen):
+        if entry is not None:
+            version |= entry.version
+            revision = max(revision, entry.revision)
+    return replace(final, version=version.bump(stamp), revision=revision + 1)
+
+
+def _keep_directories(verdicts: dict[bytes, Verdict], pairs: Mapping[bytes, Pair], stamp: Stamp) -> None:
+    """Make directories of all paths that hold something living.
+
+    Where a path holds something living, one side has a directory there now: the other has nothing below it.
+    """
+    needed: set[bytes] = set()
+    for path, verdict in verdicts.items():
+        if verdict.final.alive:
+            for ancestor in ancestors(path):
+                if ancestor in needed:
+                    break
+                needed.add(ancestor)
+    for path in needed & verdicts.keys():
+        verdict = verdicts[path]
+        if verdict.final.kind is not Kind.DIRECTORY:
+            verdicts[path] = _as_directory(verdict, pairs[path], stamp)
+
+
+def _as_directory(verdict: Verdict, pair: Pair, stamp: Stamp) -> Verdict:
+    modes = [entry.mode for entry in pair if entry and entry.kind is Kind.DIRECTORY]
+    directory = Entry(kind=Kind.DIRECTORY, mode=max(modes, default=0o755))
+    final = _stamped(directory, stamp, verdict.final, *pair)
+    if not verdict.final.alive:
+        return Verdict(final, decided=True)
+    losers = (*verdict.losers, verdict.final)
+    return Verdict(final, losers, Resolution.SET_ASIDE, decided=True)
+
+
+def _skip_conflicts(verdicts: dict[bytes, Verdict], pairs: Mapping[bytes, Pair], plan: Plan) -> None:
+    """Leave conflicts as they are on both sides, with all that lies below them."""
+    skipped = {path for path, verdict in verdicts.items() if verdict.losers}
+    for path in list(verdicts):
+        if path in skipped or not skipped.isdisjoint(ancestors(path)):
+            del verdicts[path]
+            plan.left.append(path)
+    plan.conflicts += [Conflict(path, Resolution.SKIPPED) for path in sorted(skipped)]
+
+
+def _set_losers_aside(
+    verdicts: dict[bytes, Verdict], pairs: Mapping[bytes, Pair], stamp: Stamp, plan: Plan
+) -> dict[bytes, tuple[bytes, ...]]:
+    """Add a conflict copy for every loser; return the copies that have to exist before each path changes."""
+    after: dict[bytes, tuple[bytes, ...]] = {}
+    for path, verdict in sorted(verdicts.items()):
+        for loser in verdict.losers:
+            copy = _find_copy(path, loser, verdicts, pairs, stamp, plan.questions)
+            after[path] = (*after.get(path, ()), copy)
+            plan.conflicts.append(Conflict(path, Resolution.SET_ASIDE, copy))
+        if verdict.resolution and not verdict.losers:
+            plan.conflicts.append(Conflict(path, verdict.resolution))
+    return after
+
+
+def _find_copy(
+    path: bytes,
+    loser: Entry,
+    verdicts: dict[bytes, Verdict],
+    pairs: Mapping[bytes, Pair],
+    stamp: Stamp,
+    questions: Questions,
+) -> bytes:
+    """Return the path of the conflict copy of `loser`, with a verdict that puts it there if it is not.
+
+    A copy that was made and deleted before is made again: it has seen its tombstone, so it lives.
+    """
+    copy = path
+    for copy in conflict_names(path, loser.mtime_ns, loser.digest):
+        if copy not in pairs:
+            questions.pairs.add(copy)
+            return copy
+        present = verdicts[copy].final if copy in verdicts else None
+        if present is None or not present.alive:
+            verdicts[copy] = Verdict(_stamped(loser, stamp, present), decided=True)
+            return copy
+        if present.same_bytes(loser):
+            return copy
+    return copy

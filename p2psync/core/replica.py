@@ -1,0 +1,157 @@
+"""The Replica protocol: all that a sync asks of a side, wherever that side is.
+
+`LocalReplica` does it on disk, `RemoteReplica` sends each call to one. The types here are what travels;
+they are valid by construction once decoded by `wire`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from p2psync.core.model import Digest, Entry, Problem, Transition
+from p2psync.core.vector import ReplicaId
+
+
+class Identity(msgspec.Struct, frozen=True, array_like=True):
+    """Who a replica is."""
+
+    replica: ReplicaId
+    name: str
+    """For people: `host:dirname` unless they chose another."""
+    epoch: int
+    """New whenever the manifest was made anew: sequence numbers of another epoch mean nothing."""
+
+
+class Scanned(msgspec.Struct, frozen=True, array_like=True):
+    """What a scan found out."""
+
+    problems: list[Problem]
+    """Paths that could not be read; their entries stay what they were (I6)."""
+    skipped: list[bytes]
+    """Sockets, fifos and devices met for the first time."""
+    seq: int
+    """The sequence number of the newest change."""
+    rules: bytes
+    """Fingerprint of all ignore rules in force."""
+    files: int
+    """Files in the tree."""
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """How far a replica has taken in the changes of another."""
+
+    epoch: int
+    seq: int
+    rules: bytes
+    """The rules of both sides at the time: other rules may show other paths."""
+    pending: list[bytes] = []
+    """Paths that were left behind all the same."""
+
+
+class Change(NamedTuple):
+    """A path and its entry."""
+
+    path: bytes
+    entry: Entry
+
+
+class Found(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a lookup."""
+
+    entries: list[Entry | None]
+    """One for each path asked about."""
+    ignored: list[bytes]
+    """Those of the paths that this replica's rules ignore."""
+
+
+class Content(NamedTuple):
+    """The contents of a file, wherever they are."""
+
+    digest: Digest
+    size: int
+
+
+class More(IntEnum):
+    """What follows a piece of content."""
+
+    MORE = 0
+    LAST = 1
+    GONE = 2
+    """Nothing: what has the digest is not there any more."""
+
+
+class Piece(NamedTuple):
+    """A part of a file's contents; the pieces of a file follow one another."""
+
+    digest: Digest
+    data: bytes
+    more: More
+
+
+PIECE_BYTES = 256 * 1024
+"""A piece holds at most this much; a batch of pieces at most twice as much."""
+
+
+class Applied(msgspec.Struct, frozen=True, array_like=True):
+    """What became of some transitions: all are done but those with a problem."""
+
+    done: int
+    problems: list[Problem]
+
+
+class Replica(Protocol):
+    """One side of a sync. Open means locked: no other run can touch it until `close`."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who this is."""
+
+    def scan(self, keep: bool) -> Scanned:
+        """Find out what changed on disk.
+
+        Args:
+            keep: write the findings to the manifest; if not, they are forgotten by `close`.
+
+        Raises:
+            ReplicaError: the root or the manifest cannot be read at all.
+        """
+
+    def mark(self, peer: ReplicaId) -> Mark | None:
+        """Return how far this replica has taken in the changes of `peer`, None if never."""
+
+    def changes(self, since: int) -> Iterator[list[Change]]:
+        """Yield all entries newer than sequence number `since` that are not ignored, in batches."""
+
+    def lookup(self, paths: Sequence[bytes]) -> Found:
+        """Return what is known of each of `paths`."""
+
+    def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
+        """Return the earlier versions of each of `paths` that are remembered."""
+
+    def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
+        """Return contents of at most `MAX_TEXT` bytes, None for those not held here."""
+
+    def missing(self, wanted: Sequence[Content]) -> list[Content]:
+        """Stage all of `wanted` that this replica holds anywhere; return the rest."""
+
+    def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
+        """Yield the contents with these digests, in their order, in batches of pieces."""
+
+    def stage(self, batches: Iterable[list[Piece]]) -> None:
+        """Take in contents, verified; what does not match its digest is dropped (I8)."""
+
+    def apply(self, transitions: Sequence[Transition]) -> Iterator[Applied]:
+        """Carry out transitions, telling how it goes; when exhausted, all outcomes are durable (I5)."""
+
+    def newest(self) -> int:
+        """Return the sequence number of the newest change."""
+
+    def acknowledge(self, peer: Identity, mark: Mark) -> None:
+        """Remember how far the changes of `peer` are taken in."""
+
+    def close(self) -> None:
+        """Unlock, and forget what was not kept."""
