@@ -64,10 +64,32 @@ class Stat(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A manifest row: an entry, and the stat that vouches for it (None: look again, as for a racy file)."""
+    """A manifest row: an entry, and what vouches for it."""
 
     entry: Entry
-    stat: Stat | None
+    stat: Stat | None = None
+    """Of a file, else None."""
+    racy: bool = False
+    """The stat may stay the same although the file is written to: look again."""
+
+
+class Record(NamedTuple):
+    """A row to be written to the manifest."""
+
+    path: bytes
+    row: Row
+    replaces: Entry | None = None
+    """What the manifest had there; worth remembering as a base."""
+
+
+class Extent(NamedTuple):
+    """Where a kept text is: `size` bytes from `start` of a compressed block in the file of bases."""
+
+    digest: Digest
+    offset: int
+    length: int
+    start: int
+    size: int
 
 
 class Prefer(StrEnum):
@@ -91,6 +113,44 @@ class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     after: tuple[bytes, ...] = ()
     """Paths whose transitions on the same side must not have failed: what is set aside there must
     exist before this one displaces it (I3)."""
+
+
+class Action(StrEnum):
+    """What a transition does, in the user's words."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+    REPLACE = "replace"
+    """By another kind: a file by a folder, say."""
+    MODE = "mode"
+    TOUCH = "touch"
+    NOTHING = "nothing"
+    """Only what is known of it changes."""
+
+
+def action_of(transition: Transition) -> Action:
+    """Return what a transition does."""
+    expected, wanted = transition.expected, transition.wanted
+    if expected is None or not expected.alive:
+        return Action.CREATE if wanted.alive else Action.NOTHING
+    if not wanted.alive:
+        return Action.DELETE
+    if expected.kind is not wanted.kind:
+        return Action.REPLACE
+    if not expected.same_bytes(wanted):
+        return Action.UPDATE
+    if expected.mode != wanted.mode:
+        return Action.MODE
+    if expected.mtime_ns != wanted.mtime_ns and wanted.kind is not Kind.DIRECTORY:
+        return Action.TOUCH
+    return Action.NOTHING
+
+
+def needs_content(transition: Transition) -> bool:
+    """Does it take the contents of a file from the stage?"""
+    expected, wanted = transition.expected, transition.wanted
+    return wanted.kind is Kind.FILE and not (expected is not None and expected.same_bytes(wanted))
 
 
 class Problem(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from p2psync.core.model import Digest, Entry, Problem, Transition
-from p2psync.core.vector import ReplicaId
+from p2psync.core.vector import ReplicaId, Stamp
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
@@ -59,6 +59,13 @@ class Change(NamedTuple):
     entry: Entry
 
 
+class Name(NamedTuple):
+    """A path asked about, and whether the other side has a directory there: rules may depend on it."""
+
+    path: bytes
+    directory: bool
+
+
 class Found(msgspec.Struct, frozen=True, array_like=True):
     """The answer to a lookup."""
 
@@ -92,8 +99,9 @@ class Piece(NamedTuple):
     more: More
 
 
-PIECE_BYTES = 256 * 1024
-"""A piece holds at most this much; a batch of pieces at most twice as much."""
+PIECE_BYTES = 1024 * 1024
+"""A piece holds at most this much, so that a text that may be merged is one piece; a batch of pieces
+holds at most twice as much."""
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True):
@@ -126,8 +134,8 @@ class Replica(Protocol):
     def changes(self, since: int) -> Iterator[list[Change]]:
         """Yield all entries newer than sequence number `since` that are not ignored, in batches."""
 
-    def lookup(self, paths: Sequence[bytes]) -> Found:
-        """Return what is known of each of `paths`."""
+    def lookup(self, names: Sequence[Name]) -> Found:
+        """Return what is known of each of `names`."""
 
     def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
         """Return the earlier versions of each of `paths` that are remembered."""
@@ -155,3 +163,13 @@ class Replica(Protocol):
 
     def close(self) -> None:
         """Unlock, and forget what was not kept."""
+
+
+class Home(Replica, Protocol):
+    """The side that decides: it marks the decisions."""
+
+    def stamp(self) -> Stamp:
+        """Return a stamp never used before; nothing marked by it may leave before `use_stamp`."""
+
+    def use_stamp(self, stamp: Stamp) -> None:
+        """Make the tick of a stamp durable (I2)."""

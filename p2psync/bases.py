@@ -1,0 +1,79 @@
+"""Texts kept as bases of merges: one append-only file of compressed blocks in the sidecar.
+
+Many texts share a block: a file each would double the cost of a first sync. Where a text lies is an
+`Extent` in the manifest. A block that was lost, or never reached the disk, is found out by its digest:
+then there is no base, and a conflict is set aside instead of merged.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from xxhash import xxh3_128_digest
+
+from p2psync.core.merge import MAX_TEXT, is_text
+from p2psync.core.model import Digest, Extent
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+BLOCK = 512 * 1024
+"""Bytes of text compressed together: larger blocks compress little better, and cost more to read one of."""
+LEVEL = 1
+"""The fastest: bases are written for every text and read for few."""
+
+
+class Bases:
+    """The kept texts of one sidecar."""
+
+    def __init__(self, sidecar: int) -> None:
+        """Use the file `bases` in the directory open as `sidecar`."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open("bases", flags, 0o600, dir_fd=sidecar)
+        self._waiting: dict[Digest, bytes] = {}
+        self._size = 0
+        self._extents: list[Extent] = []
+
+    def close(self) -> None:
+        """Close the file; what was not flushed is forgotten."""
+        os.close(self._fd)
+
+    def add(self, digest: Digest, data: bytes) -> None:
+        """Keep `data` if it is a text."""
+        if data and digest not in self._waiting and is_text(data):
+            self._waiting[digest] = data
+            self._size += len(data)
+            if self._size >= BLOCK:
+                self._write()
+
+    def flush(self) -> list[Extent]:
+        """Write what is waiting; return where all texts added since the last flush are."""
+        self._write()
+        extents, self._extents = self._extents, []
+        return extents
+
+    def read(self, extent: Extent) -> bytes | None:
+        """Return the text at `extent`, None if it is not there any more."""
+        try:
+            block = os.pread(self._fd, extent.length, extent.offset)
+            text = zstd.ZstdDecompressor().decompress(block, max_length=BLOCK + MAX_TEXT)
+        except (OSError, zstd.ZstdError):
+            return None
+        text = text[extent.start : extent.start + extent.size]
+        return text if xxh3_128_digest(text) == extent.digest else None
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        block = zstd.compress(b"".join(self._waiting.values()), LEVEL)
+        offset = os.lseek(self._fd, 0, os.SEEK_END)
+        os.write(self._fd, block)
+        start = 0
+        for digest, data in self._waiting.items():
+            self._extents.append(Extent(digest, offset, len(block), start, len(data)))
+            start += len(data)
+        self._waiting.clear()
+        self._size = 0

@@ -1,0 +1,228 @@
+"""The few system calls that keep a sync inside its root and its files whole. Owns no policy.
+
+Every path is opened component by component from the root's descriptor, never across a symlink (I7):
+checking a resolved name first and using it later is how rsync, tar and others were led outside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import stat
+import sys
+from collections.abc import Callable
+
+from p2psync.core.model import Digest, Kind, Stat
+
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""O_NONBLOCK: a fifo that took a file's place must not hang us."""
+
+BLOCK = 1024 * 1024
+_MAX_INODE = (1 << 63) - 1
+
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
+
+
+class Changing(OSError):
+    """A file was written to while it was read."""
+
+
+class Root:
+    """A directory, and a cursor that opens directories below it."""
+
+    _KEEP = 100
+    """Descriptors kept on the way down, so that trees may be deeper than RLIMIT_NOFILE."""
+
+    def __init__(self, fd: int, make: bool = False) -> None:
+        """Take over `fd`, the directory.
+
+        Args:
+            make: create directories that are missing (0o700).
+        """
+        self.fd = fd
+        self._make = make
+        self._names: list[bytes] = []
+        self._fds: list[int] = []
+
+    @classmethod
+    def open(cls, path: bytes, make: bool = False) -> Root:
+        """Open the directory at `path`; the path itself may hold symlinks, it is the user's."""
+        return cls(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), make)
+
+    def directory(self, path: bytes) -> int:
+        """Return a descriptor of the directory at `path`, good until the next call.
+
+        Raises:
+            OSError: NotADirectoryError or ELOOP where a component is no directory.
+        """
+        names = path.split(b"/") if path else []
+        same = 0
+        for mine, wanted in zip(self._names, names, strict=False):
+            if mine != wanted:
+                break
+            same += 1
+        self._forget_from(same)
+        while self._fds and self._fds[-1] < 0:
+            self._forget_from(len(self._fds) - 1)
+        for name in names[len(self._fds) :]:
+            self._fds.append(self._open_below(self._fds[-1] if self._fds else self.fd, name))
+            self._names.append(name)
+            if len(self._fds) > self._KEEP and self._fds[-self._KEEP] >= 0:
+                os.close(self._fds[-self._KEEP])
+                self._fds[-self._KEEP] = -1
+        return self._fds[-1] if self._fds else self.fd
+
+    def forget(self) -> None:
+        """Drop what the cursor holds: directories have been replaced."""
+        self._forget_from(0)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._forget_from(0)
+        os.close(self.fd)
+
+    def _open_below(self, parent: int, name: bytes) -> int:
+        try:
+            return os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+        except FileNotFoundError:
+            if not self._make:
+                raise
+        os.mkdir(name, 0o700, dir_fd=parent)
+        return os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+
+    def _forget_from(self, length: int) -> None:
+        while len(self._fds) > length:
+            fd = self._fds.pop()
+            self._names.pop()
+            if fd >= 0:
+                os.close(fd)
+
+
+def kind_of(mode: int) -> Kind | None:
+    """Return what an `st_mode` stands for; None for sockets, fifos and devices."""
+    return _KINDS.get(stat.S_IFMT(mode))
+
+
+def stat_of(st: os.stat_result) -> Stat:
+    """Return what vouches for the contents of a file."""
+    return Stat(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino & _MAX_INODE)
+
+
+def lstat(name: bytes, dir_fd: int) -> os.stat_result:
+    """Stat what is at a name, not what a link there points to."""
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def exists(name: bytes, dir_fd: int) -> bool:
+    """Is anything at the name?"""
+    try:
+        lstat(name, dir_fd)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def open_file(name: bytes, dir_fd: int) -> int:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it is not there, not readable, or no regular file.
+    """
+    fd = os.open(name, OPEN_FILE, dir_fd=dir_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file")
+    return fd
+
+
+def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
+    """Return the digest of a regular file and the stat that goes with it.
+
+    Raises:
+        Changing: it was written to meanwhile.
+        OSError: it cannot be read.
+    """
+    from xxhash import xxh3_128, xxh3_128_digest
+
+    fd = os.open(name, OPEN_FILE, dir_fd=dir_fd)
+    try:
+        before = os.fstat(fd)
+        if not stat.S_ISREG(before.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        if before.st_size < BLOCK:
+            digest = xxh3_128_digest(os.read(fd, BLOCK))
+        else:
+            state = xxh3_128()
+            buffer = memoryview(bytearray(BLOCK))
+            with open(fd, "rb", buffering=0, closefd=False) as file:
+                while length := file.readinto(buffer):
+                    state.update(buffer[:length])
+            digest = state.digest()
+        after = os.fstat(fd)
+        if stat_of(after) != stat_of(before):
+            raise Changing(errno.EAGAIN, "is being written to")
+        return Digest(digest), after
+    finally:
+        os.close(fd)
+
+
+def rename_new(source: bytes, source_fd: int, target: bytes, target_fd: int) -> None:
+    """Rename, never over anything.
+
+    Raises:
+        FileExistsError: something is at the target.
+    """
+    try:
+        _rename(source, source_fd, target, target_fd, _NOREPLACE)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        # RACE: without the flag, what appears at the target between these two calls is replaced.
+        if exists(target, target_fd):
+            raise FileExistsError(errno.EEXIST, "exists") from None
+        os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+
+def exchange(one: bytes, one_fd: int, other: bytes, other_fd: int) -> bool:
+    """Swap two names in one step; False if this file system cannot."""
+    try:
+        _rename(one, one_fd, other, other_fd, _EXCHANGE)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        raise
+    return True
+
+
+def sync_file_system(fd: int) -> None:
+    """Wait until all that was written to the file system of `fd` is on disk."""
+    syncfs = getattr(_libc(), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+    elif syncfs(fd):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+if sys.platform == "darwin":
+    _RENAME, _NOREPLACE, _EXCHANGE = "renameatx_np", 0x4, 0x2  # RENAME_EXCL, RENAME_SWAP in <sys/stdio.h>
+else:
+    _RENAME, _NOREPLACE, _EXCHANGE = "renameat2", 0x1, 0x2  # <linux/fs.h>
+
+
+def _rename(source: bytes, source_fd: int, target: bytes, target_fd: int, flags: int) -> None:
+    rename: Callable[..., int] | None = getattr(_libc(), _RENAME, None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if rename(source_fd, source, target_fd, target, flags):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(source), None, os.fsdecode(target))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,393 @@
+"""LocalReplica: a directory and its sidecar, behind the Replica protocol. Owns the lock and the commits."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from p2psync.apply import Applier
+from p2psync.bases import Bases
+from p2psync.core.ignore import Ignore
+from p2psync.core.merge import MAX_TEXT
+from p2psync.core.model import Digest, Entry, Kind, Problem, Record, Transition
+from p2psync.core.paths import SIDECAR, split
+from p2psync.core.replica import (
+    PIECE_BYTES,
+    Applied,
+    Change,
+    Content,
+    Found,
+    Identity,
+    Mark,
+    More,
+    Name,
+    Piece,
+    Scanned,
+)
+from p2psync.core.vector import ReplicaId, Stamp
+from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, Root, open_file, sync_file_system
+from p2psync.errors import Locked, NotAReplica, ReplicaError
+from p2psync.manifest import Manifest, PeerRecord
+from p2psync.scan import Scan, scan
+from p2psync.store import Store
+
+BATCH = 1000
+"""Changes in a batch, outcomes between two reports of progress."""
+
+
+def init(root: bytes, name: str | None = None) -> bool:
+    """Make the directory `root` a replica; return False if it is one already.
+
+    Args:
+        root: the directory; made if it is missing.
+        name: for people; `host:dirname` if None.
+
+    Raises:
+        ReplicaError: it cannot be written to, is no directory, or lies inside another replica.
+    """
+    shown = os.fsdecode(root)
+    try:
+        os.makedirs(root, exist_ok=True)
+        sidecar = os.path.join(os.path.realpath(root), SIDECAR)
+        if os.path.exists(os.path.join(sidecar, b"manifest.db")):
+            return False
+        outer = find_root(os.path.dirname(os.path.realpath(root)))
+        if outer is not None:
+            raise ReplicaError(
+                f"{shown} lies inside the replica {os.fsdecode(outer)}: a replica holds no other"
+            )
+        os.makedirs(sidecar, 0o700, exist_ok=True)
+    except OSError as error:
+        raise ReplicaError(f"cannot make {shown} a replica: {error.strerror}") from error
+    default = f"{socket.gethostname()}:{os.fsdecode(os.path.basename(os.path.realpath(root)))}"
+    # Under another name until it is whole: a manifest that exists is one that can be opened.
+    made = os.path.join(sidecar, b"manifest.new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(made)
+    Manifest.create(made, name or default.encode("utf-8", "replace").decode()).close()
+    os.rename(made, os.path.join(sidecar, b"manifest.db"))
+    return True
+
+
+def find_root(start: bytes) -> bytes | None:
+    """Return the replica that holds the directory `start`, as git finds a repository; None if none does."""
+    folder = os.path.realpath(start)
+    while not os.path.isdir(os.path.join(folder, SIDECAR)):
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return None
+        folder = parent
+    return folder
+
+
+class LocalReplica:
+    """A replica on this machine."""
+
+    def __init__(self, root: bytes, lock: bool = True) -> None:
+        """Open the replica at `root`.
+
+        Args:
+            root: a directory with a sidecar.
+            lock: keep all other runs out until `close`; False only to look at it.
+
+        Raises:
+            NotAReplica: there is no such directory, or it has no sidecar.
+            Locked: another run has it.
+            ReplicaError: it cannot be opened.
+        """
+        shown = os.fsdecode(root)
+        self._close = contextlib.ExitStack()
+        try:
+            self._root = Root.open(root)
+            self._close.callback(self._root.close)
+            sidecar = os.open(SIDECAR, OPEN_DIRECTORY, dir_fd=self._root.fd)
+            self._close.callback(os.close, sidecar)
+            if lock:
+                self._lock(sidecar, shown)
+            self._manifest = Manifest.open(os.path.join(root, SIDECAR, b"manifest.db"))
+            self._close.callback(self._manifest.close)
+            self._store = Store(sidecar)
+            self._close.callback(self._store.close)
+            self._bases = Bases(sidecar)
+            self._close.callback(self._bases.close)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._close.close()
+            raise NotAReplica(f"{shown} is not a replica: `p2psync init {shown}` makes it one") from error
+        except OSError as error:
+            self._close.close()
+            raise ReplicaError(f"cannot open the replica {shown}: {error.strerror}") from error
+        except BaseException:
+            self._close.close()
+            raise
+        self._sidecar = sidecar
+        self._ignores: dict[bytes, Ignore] = {}
+
+    def _lock(self, sidecar: int, shown: str) -> None:
+        """Take the lock; the system drops it when the process ends, however it ends."""
+        fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=sidecar)
+        self._close.callback(os.close, fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(f"another run of p2psync is at work on {shown}; try again when it is done") from None
+
+    @property
+    def identity(self) -> Identity:
+        """Who this is."""
+        return self._manifest.identity()
+
+    def close(self) -> None:
+        """Unlock, and forget what was not kept."""
+        self._close.close()
+
+    # -- what has changed
+
+    def look(self) -> Scan:
+        """Find out what changed on disk, and write nothing."""
+        return scan(self._root, self._manifest, self._manifest.next_stamp(), self._exclude())
+
+    def scan(self, keep: bool) -> Scanned:
+        """Find out what changed on disk; see `Replica.scan`."""
+        stamp = self._manifest.next_stamp()
+        found = scan(self._root, self._manifest, stamp, self._exclude())
+        self._ignores = found.ignores
+        with contextlib.ExitStack() as transaction:
+            if keep and not (found.changes or found.vouched or found.fingerprints or found.special):
+                told = []
+            else:
+                if keep:
+                    transaction.enter_context(self._manifest.transaction())
+                else:
+                    self._manifest.begin()
+                told = self._note(found, stamp)
+        newest = self._manifest.newest()
+        return Scanned(found.problems, told, newest, found.rules, self._manifest.files())
+
+    def _note(self, found: Scan, stamp: Stamp) -> list[bytes]:
+        """Write the findings of a scan; return the paths that are no entries and were not met before."""
+        if found.changes:
+            self._manifest.use(stamp)
+            self._manifest.record(found.changes)
+        self._manifest.vouch(found.vouched)
+        self._manifest.set_fingerprints(found.fingerprints)
+        return self._manifest.skip(found.special)
+
+    def _exclude(self) -> bytes:
+        """Return the text of the ignore file that is not shared."""
+        try:
+            fd = os.open("ignore", OPEN_FILE, dir_fd=self._sidecar)
+        except FileNotFoundError:
+            return b""
+        with open(fd, "rb") as file:
+            return file.read()
+
+    def _is_ignored(self, name: Name) -> bool:
+        """Do the rules, as the last scan found them, leave this path out?"""
+        view = self._ignores.get(b"") or Ignore.top(self._exclude())
+        parts = name.path.split(b"/")
+        for depth, part in enumerate(parts[:-1], 1):
+            if view.matches(part, True):
+                return True
+            view = self._ignores.get(b"/".join(parts[:depth])) or view.below(part)
+        return view.matches(parts[-1], name.directory)
+
+    def changes(self, since: int) -> Iterator[list[Change]]:
+        """Yield all newer entries that are not ignored; see `Replica.changes`."""
+        batch = []
+        for change in self._manifest.changes(since):
+            if not self._is_ignored(Name(change.path, change.entry.kind is Kind.DIRECTORY)):
+                batch.append(change)
+                if len(batch) == BATCH:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def lookup(self, names: Sequence[Name]) -> Found:
+        """Return what is known of each of `names`."""
+        entries = [self._manifest.entry(name.path) for name in names]
+        return Found(entries, [name.path for name in names if self._is_ignored(name)])
+
+    def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
+        """Return the earlier versions of each of `paths` that are remembered."""
+        return [self._manifest.bases(path) for path in paths]
+
+    def stamp(self) -> Stamp:
+        """Return a stamp never used before; nothing marked by it may leave before `use_stamp`."""
+        return self._manifest.next_stamp()
+
+    def use_stamp(self, stamp: Stamp) -> None:
+        """Make the tick of a stamp durable (I2)."""
+        with self._manifest.transaction():
+            self._manifest.use(stamp)
+
+    # -- contents
+
+    def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
+        """Return contents of at most `MAX_TEXT` bytes, None for those not held here."""
+        return [self._text(digest) for digest in digests]
+
+    def _text(self, digest: Digest) -> bytes | None:
+        extent = self._manifest.extent(digest)
+        kept = self._bases.read(extent) if extent else None
+        if kept is not None:
+            return kept
+        with self._opened(digest) as fd:
+            if fd is None or os.fstat(fd).st_size > MAX_TEXT:
+                return None
+            return os.read(fd, MAX_TEXT)
+
+    @contextlib.contextmanager
+    def _opened(self, digest: Digest, holders: Iterable[bytes] | None = None) -> Iterator[int | None]:
+        """Open a file that should have these contents, or None."""
+        paths = self._manifest.holders([digest]).get(digest, []) if holders is None else holders
+        for path in paths:
+            folder, name = split(path)
+            try:
+                fd = open_file(name, self._root.directory(folder))
+            except OSError:
+                continue
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+            return
+        yield None
+
+    def missing(self, wanted: Sequence[Content]) -> list[Content]:
+        """Stage all of `wanted` that this replica holds anywhere; return the rest."""
+        self._store.want(wanted)
+        holders = self._manifest.holders([content.digest for content in wanted])
+        return [content for content in wanted if not self._stage_own(content, holders.get(content.digest))]
+
+    def _stage_own(self, content: Content, holders: list[bytes] | None) -> bool:
+        if self._store.has_staged(content):
+            return True
+        if holders:
+            with self._opened(content.digest, holders) as fd:
+                if fd is not None and self._store.stage_copy(fd, content):
+                    return True
+        extent = self._manifest.extent(content.digest)
+        text = self._bases.read(extent) if extent else None
+        return text is not None and self._store.stage_bytes(text, content)
+
+    def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
+        """Yield the contents with these digests, in batches of pieces; see `Replica.read`."""
+        batch: list[Piece] = []
+        size = 0
+        holders = self._manifest.holders(digests)
+        for digest in digests:
+            with self._opened(digest, holders.get(digest, [])) as fd:
+                for piece in self._pieces(digest, fd):
+                    batch.append(piece)
+                    size += len(piece.data)
+                    if size >= PIECE_BYTES:
+                        yield batch
+                        batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _pieces(self, digest: Digest, fd: int | None) -> Iterator[Piece]:
+        """Yield the contents of an open file; what fits one piece may be a text worth keeping."""
+        if fd is None:
+            yield Piece(digest, b"", More.GONE)
+            return
+        data = os.read(fd, PIECE_BYTES)
+        if len(data) < PIECE_BYTES:
+            self._keep(digest, data)
+        while following := len(data) == PIECE_BYTES and os.read(fd, PIECE_BYTES):
+            yield Piece(digest, data, More.MORE)
+            data = following
+        yield Piece(digest, data, More.LAST)
+
+    def stage(self, batches: Iterable[list[Piece]]) -> None:
+        """Take in contents, verified; see `Replica.stage`."""
+        self._store.stage(batches, self._keep)
+
+    def _keep(self, digest: Digest, data: bytes) -> None:
+        """Keep a text that is becoming common, for merges to come."""
+        if len(data) <= MAX_TEXT and self._manifest.extent(digest) is None:
+            self._bases.add(digest, data)
+
+    # -- what becomes of it
+
+    def apply(self, transitions: Sequence[Transition]) -> Iterator[Applied]:
+        """Carry out transitions; see `Replica.apply`.
+
+        The order is what makes a power cut harmless (I8): contents on disk, renames, renames on disk,
+        manifest.
+        """
+        if not transitions:
+            return
+        self._store.begin_run()
+        self._store.flush()
+        records: list[Record] = []
+        problems: list[Problem] = []
+        told = 0
+        for outcome in Applier(self._root, self._store, self._manifest.row).run(transitions):
+            if isinstance(outcome, Problem):
+                problems.append(outcome)
+            else:
+                records.append(outcome)
+            if len(records) - told >= BATCH:
+                yield Applied(len(records) - told, [])
+                told = len(records)
+        self._keep_common_texts(records)
+        sync_file_system(self._root.fd)
+        with self._manifest.transaction():
+            self._manifest.record(records)
+            self._manifest.forget_fingerprints({split(record.path)[0] for record in records})
+            self._manifest.keep(self._bases.flush())
+        yield Applied(len(records) - told, problems)
+
+    def _keep_common_texts(self, records: Iterable[Record]) -> None:
+        """Keep texts that both sides turned out to have: no transfer has passed them by."""
+        for path, row, replaced in records:
+            entry = row.entry
+            if (
+                replaced is not None
+                and entry.kind is Kind.FILE
+                and entry.size <= MAX_TEXT
+                and entry.same_bytes(replaced)
+                and entry.version != replaced.version
+                and self._manifest.extent(entry.digest) is None
+            ):
+                with self._opened(entry.digest, [path]) as fd:
+                    if fd is not None:
+                        self._bases.add(entry.digest, os.read(fd, MAX_TEXT))
+
+    def newest(self) -> int:
+        """Return the sequence number of the newest change."""
+        return self._manifest.newest()
+
+    def mark(self, peer: ReplicaId) -> Mark | None:
+        """Return how far this replica has taken in the changes of `peer`, None if never."""
+        return self._manifest.mark(peer)
+
+    def acknowledge(self, peer: Identity, mark: Mark) -> None:
+        """Remember how far the changes of `peer` are taken in; the run is over for this side."""
+        self._store.clear_stage()
+        extents = self._bases.flush()
+        if self._manifest.mark(peer.replica) != mark or extents:
+            with self._manifest.transaction():
+                self._manifest.keep(extents)
+                self._manifest.set_mark(peer, mark, time.time())
+
+    # -- peers
+
+    def met(self, peer: ReplicaId, address: str) -> None:
+        """Remember which replica answered at an address."""
+        with self._manifest.transaction():
+            self._manifest.met(peer, address)
+
+    def peers(self) -> list[PeerRecord]:
+        """Return all replicas that this one was in touch with."""
+        return self._manifest.peers()
+
+    def pending(self) -> set[bytes]:
+        """Return the paths that were left behind by the last sync with some peer."""
+        return self._manifest.pending()

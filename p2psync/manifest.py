@@ -1,0 +1,416 @@
+"""The manifest: every path's entry, in SQLite. Owns the schema, all SQL, sequence numbers and ticks.
+
+One transaction a step. A sequence number is the number of the commit that last changed a row, so that
+"what changed since" is one range. Directories have numbers: rows are short, and a directory whose
+fingerprint stands costs none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Row, Stat
+from p2psync.core.paths import join, split
+from p2psync.core.replica import Change, Identity, Mark
+from p2psync.core.vector import ReplicaId, Stamp, Version
+from p2psync.errors import ReplicaError
+
+SCHEMA_VERSION = 1
+REMEMBERED = 8
+"""Earlier versions remembered of each path: bases for replicas that are this far behind."""
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE directory (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, fingerprint BLOB);
+CREATE TABLE entry (
+    directory INTEGER NOT NULL, name BLOB NOT NULL, seq INTEGER NOT NULL,
+    kind INTEGER NOT NULL, version BLOB NOT NULL, revision INTEGER NOT NULL, digest BLOB NOT NULL,
+    size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, target BLOB NOT NULL,
+    stat_mtime_ns INTEGER, stat_ctime_ns INTEGER, stat_inode INTEGER, racy INTEGER NOT NULL,
+    PRIMARY KEY (directory, name)) WITHOUT ROWID;
+CREATE INDEX entry_seq ON entry (seq);
+CREATE INDEX entry_digest ON entry (digest) WHERE kind = 1;
+CREATE TABLE remembered (
+    path BLOB NOT NULL, seq INTEGER NOT NULL,
+    kind INTEGER NOT NULL, version BLOB NOT NULL, revision INTEGER NOT NULL, digest BLOB NOT NULL,
+    size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, target BLOB NOT NULL,
+    PRIMARY KEY (path, version)) WITHOUT ROWID;
+CREATE TABLE kept (
+    digest BLOB PRIMARY KEY, offset INTEGER NOT NULL, length INTEGER NOT NULL,
+    start INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE peer (
+    replica INTEGER PRIMARY KEY, name TEXT NOT NULL, address TEXT NOT NULL DEFAULT '',
+    synced_at INTEGER, mark BLOB);
+CREATE TABLE skipped (path BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+
+_CHUNK = 500
+"""Values bound to one statement: below SQLite's oldest limit, 999."""
+_KINDS = list(Kind)
+_ENTRY = "kind, version, revision, digest, size, mode, mtime_ns, target"
+
+
+class PeerRecord(NamedTuple):
+    """What is remembered of a replica that this one was in touch with."""
+
+    replica: ReplicaId
+    name: str
+    address: str
+    synced_at: int | None
+    """Seconds since 1970; None: never in step."""
+
+
+class Manifest:
+    """An open manifest."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._directory_ids: dict[bytes, int] = {}
+        self._missing_directory: bytes | None = None
+
+    @classmethod
+    def create(cls, file: bytes, name: str) -> Manifest:
+        """Make the manifest of a new replica.
+
+        Raises:
+            ReplicaError: SQLite cannot write there.
+        """
+        manifest = cls(_connect(file))
+        with manifest.transaction():
+            for statement in _SCHEMA.split(";\n"):
+                manifest._db.execute(statement)
+            manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            for key, value in (
+                ("replica", secrets.randbits(63) or 1),
+                ("epoch", secrets.randbits(63) or 1),
+                ("name", name),
+                ("tick", 0),
+                ("seq", 0),
+            ):
+                manifest._db.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
+        return manifest
+
+    @classmethod
+    def open(cls, file: bytes) -> Manifest:
+        """Open an existing manifest.
+
+        Raises:
+            ReplicaError: it is not there, damaged, or of a newer p2psync.
+        """
+        if not os.path.exists(file):
+            raise ReplicaError(f"the sidecar has no manifest: {os.fsdecode(file)}")
+        manifest = cls(_connect(file))
+        try:
+            (version,) = manifest._db.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise ReplicaError(f"cannot read the manifest {os.fsdecode(file)}: {error}") from error
+        if version != SCHEMA_VERSION:
+            raise ReplicaError(
+                f"the manifest {os.fsdecode(file)} has format {version}, this p2psync knows {SCHEMA_VERSION}:"
+                " upgrade p2psync"
+            )
+        return manifest
+
+    def close(self) -> None:
+        """Close; what was not committed is forgotten."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what the block does, durably, or nothing of it."""
+        self.begin()
+        try:
+            yield
+        except BaseException:
+            self.roll_back()
+            raise
+        self._db.execute("COMMIT")
+
+    def begin(self) -> None:
+        """Begin a transaction that only `roll_back` ends: for dry runs."""
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def roll_back(self) -> None:
+        """Forget the open transaction, if any."""
+        self._directory_ids.clear()
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    # -- identity, clock, sequence numbers
+
+    def identity(self) -> Identity:
+        """Return who this replica is."""
+        return Identity(ReplicaId(self._number("replica")), str(self._meta("name")), self._number("epoch"))
+
+    def next_stamp(self) -> Stamp:
+        """Return a stamp never used before; not durable before `use` and a commit."""
+        tick = max(self._number("tick") + 1, time.time_ns() // 1000)
+        return Stamp(ReplicaId(self._number("replica")), tick)
+
+    def use(self, stamp: Stamp) -> None:
+        """Make sure that the tick of `stamp` is never issued again (I2)."""
+        self._db.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'tick'", (stamp.tick,))
+
+    def newest(self) -> int:
+        """Return the sequence number of the newest change."""
+        return self._number("seq")
+
+    def _next_seq(self) -> int:
+        self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
+        return self._number("seq")
+
+    def _meta(self, key: str) -> object:
+        (value,) = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return value
+
+    def _number(self, key: str) -> int:
+        value = self._meta(key)
+        assert isinstance(value, int)
+        return value
+
+    # -- rows
+
+    def rows(self, directory: bytes) -> dict[bytes, Row]:
+        """Return the rows of the children of a directory, by name."""
+        found = self._db.execute(
+            f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy, name FROM entry"
+            " WHERE directory = (SELECT id FROM directory WHERE path = ?)",
+            (directory,),
+        )
+        return {columns[12]: _row(columns) for columns in found}
+
+    def row(self, path: bytes) -> Row | None:
+        """Return the row of one path."""
+        directory, name = split(path)
+        if directory == self._missing_directory:
+            return None
+        known = self._db.execute("SELECT id FROM directory WHERE path = ?", (directory,)).fetchone()
+        if known is None:
+            self._missing_directory = directory
+            return None
+        columns = self._db.execute(
+            f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy FROM entry"
+            " WHERE directory = ? AND name = ?",
+            (*known, name),
+        ).fetchone()
+        return _row(columns) if columns else None
+
+    def entry(self, path: bytes) -> Entry | None:
+        """Return the entry of one path."""
+        row = self.row(path)
+        return row.entry if row else None
+
+    def files(self) -> int:
+        """Return how many files the replica has."""
+        (count,) = self._db.execute("SELECT count(*) FROM entry WHERE kind = 1").fetchone()
+        return int(count)
+
+    def changes(self, since: int) -> Iterator[Change]:
+        """Yield the entries that changed after sequence number `since`."""
+        found = self._db.execute(
+            f"SELECT {_ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
+            " WHERE seq > ?",
+            (since,),
+        )
+        return (Change(join(columns[8], columns[9]), _entry(columns)) for columns in found)
+
+    def holders(self, digests: Sequence[Digest]) -> dict[Digest, list[bytes]]:
+        """Return the paths of the files that have these contents."""
+        found: dict[Digest, list[bytes]] = {}
+        for start in range(0, len(digests), _CHUNK):
+            chunk = digests[start : start + _CHUNK]
+            rows = self._db.execute(
+                "SELECT digest, path, name FROM entry JOIN directory ON directory.id = entry.directory"
+                f" WHERE kind = 1 AND digest IN ({','.join('?' * len(chunk))})",
+                chunk,
+            )
+            for digest, directory, name in rows:
+                found.setdefault(digest, []).append(join(directory, name))
+        return found
+
+    def record(self, records: Sequence[Record]) -> None:
+        """Write rows under a new sequence number; versions that they replace are remembered."""
+        if not records:
+            return
+        seq = self._next_seq()
+        superseded = [
+            (record.path, seq, *_entry_columns(record.replaces))
+            for record in records
+            if record.replaces and record.replaces.version != record.row.entry.version
+        ]
+        self._db.executemany(
+            f"INSERT OR REPLACE INTO remembered (path, seq, {_ENTRY}) VALUES (?,?,?,?,?,?,?,?,?,?)",
+            superseded,
+        )
+        self._db.executemany(
+            "DELETE FROM remembered WHERE path = ?1 AND seq <="
+            " (SELECT seq FROM remembered WHERE path = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
+            ((columns[0], REMEMBERED) for columns in superseded),
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (self._columns(record, seq) for record in records),
+        )
+
+    def vouch(self, records: Iterable[Record]) -> None:
+        """Write the stats of unchanged entries."""
+        self._db.executemany(
+            "UPDATE entry SET stat_mtime_ns = ?, stat_ctime_ns = ?, stat_inode = ?, racy = ?"
+            " WHERE directory = ? AND name = ?",
+            (
+                (*(row.stat or (None,) * 4)[1:], row.racy, self._directory_id(split(path)[0]), split(path)[1])
+                for path, row, _ in records
+            ),
+        )
+
+    def bases(self, path: bytes) -> list[Entry]:
+        """Return the remembered earlier versions of a path."""
+        found = self._db.execute(f"SELECT {_ENTRY} FROM remembered WHERE path = ?", (path,))
+        return [_entry(columns) for columns in found]
+
+    def _columns(self, record: Record, seq: int) -> tuple[object, ...]:
+        directory, name = split(record.path)
+        entry, stat, racy = record.row
+        vouching = stat[1:] if stat else (None, None, None)
+        return (self._directory_id(directory), name, seq, *_entry_columns(entry), *vouching, racy)
+
+    def _directory_id(self, path: bytes) -> int:
+        known = self._directory_ids.get(path)
+        if known is None:
+            self._missing_directory = None
+            self._db.execute("INSERT OR IGNORE INTO directory (path) VALUES (?)", (path,))
+            (known,) = self._db.execute("SELECT id FROM directory WHERE path = ?", (path,)).fetchone()
+            self._directory_ids[path] = known
+        return int(known)
+
+    # -- what a scan may skip
+
+    def fingerprint(self, directory: bytes) -> bytes | None:
+        """Return the fingerprint of a directory at the last scan, if it vouches for its files."""
+        found = self._db.execute("SELECT fingerprint FROM directory WHERE path = ?", (directory,)).fetchone()
+        return found[0] if found else None
+
+    def forget_fingerprints(self, directories: Iterable[bytes]) -> None:
+        """Have these directories compared row by row at the next scan."""
+        self._db.executemany(
+            "UPDATE directory SET fingerprint = NULL WHERE path = ?", ((d,) for d in directories)
+        )
+
+    def set_fingerprints(self, fingerprints: Mapping[bytes, bytes | None]) -> None:
+        """Write the fingerprints of directories."""
+        self._db.executemany(
+            "UPDATE directory SET fingerprint = ? WHERE id = ?",
+            ((fingerprint, self._directory_id(path)) for path, fingerprint in fingerprints.items()),
+        )
+
+    def skip(self, paths: Iterable[bytes]) -> list[bytes]:
+        """Remember paths that are no entries; return those not met before."""
+        return [
+            path
+            for path in paths
+            if self._db.execute("INSERT OR IGNORE INTO skipped VALUES (?)", (path,)).rowcount
+        ]
+
+    # -- kept texts
+
+    def extent(self, digest: Digest) -> Extent | None:
+        """Return where the text with this digest is kept."""
+        found = self._db.execute("SELECT * FROM kept WHERE digest = ?", (digest,)).fetchone()
+        return Extent(*found) if found else None
+
+    def keep(self, extents: Iterable[Extent]) -> None:
+        """Remember where texts are kept."""
+        self._db.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", extents)
+
+    # -- peers
+
+    def mark(self, peer: ReplicaId) -> Mark | None:
+        """Return how far the changes of `peer` are taken in."""
+        found = self._db.execute("SELECT mark FROM peer WHERE replica = ?", (peer,)).fetchone()
+        return msgspec.msgpack.decode(found[0], type=Mark) if found and found[0] else None
+
+    def set_mark(self, peer: Identity, mark: Mark, now: float) -> None:
+        """Remember how far the changes of `peer` are taken in."""
+        in_step = None if mark.pending else int(now)
+        self._db.execute(
+            "INSERT INTO peer (replica, name, synced_at, mark) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (replica)"
+            " DO UPDATE SET name = ?2, synced_at = coalesce(?3, synced_at), mark = ?4",
+            (peer.replica, peer.name, in_step, msgspec.msgpack.encode(mark)),
+        )
+
+    def met(self, peer: ReplicaId, address: str) -> None:
+        """Remember which replica answered at an address."""
+        self._db.execute("UPDATE peer SET address = '' WHERE address = ?", (address,))
+        self._db.execute(
+            "INSERT INTO peer (replica, name, address) VALUES (?1, '', ?2)"
+            " ON CONFLICT (replica) DO UPDATE SET address = ?2",
+            (peer, address),
+        )
+
+    def peers(self) -> list[PeerRecord]:
+        """Return all replicas that this one was in touch with."""
+        found = self._db.execute("SELECT replica, name, address, synced_at FROM peer ORDER BY replica")
+        return [PeerRecord(*columns) for columns in found]
+
+    def pending(self) -> set[bytes]:
+        """Return the paths changed here that some peer has not got yet."""
+        marks = [self.mark(peer.replica) for peer in self.peers()]
+        return {path for mark in marks if mark for path in mark.pending}
+
+
+def _connect(file: bytes) -> sqlite3.Connection:
+    """Open a database; WAL where the file system can do it, a rollback journal where not."""
+    try:
+        connection = sqlite3.connect(
+            os.fsdecode(file), isolation_level=None, check_same_thread=False, timeout=10
+        )
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -16384")
+    except sqlite3.Error as error:
+        raise ReplicaError(f"cannot open the manifest {os.fsdecode(file)}: {error}") from error
+    return connection
+
+
+def _entry_columns(entry: Entry) -> tuple[object, ...]:
+    return (
+        int(entry.kind),
+        entry.version.encode(),
+        entry.revision,
+        entry.digest,
+        entry.size,
+        entry.mode,
+        entry.mtime_ns,
+        entry.target,
+    )
+
+
+def _entry(columns: Sequence[Any]) -> Entry:
+    kind, version, revision, digest, size, mode, mtime_ns, target = columns[:8]
+    return Entry(
+        kind=_KINDS[kind],
+        version=Version.decode(version),
+        revision=revision,
+        digest=digest,
+        size=size,
+        mode=mode,
+        mtime_ns=mtime_ns,
+        target=target,
+    )
+
+
+def _row(columns: Sequence[Any]) -> Row:
+    entry = _entry(columns)
+    mtime_ns, ctime_ns, inode, racy = columns[8:12]
+    if mtime_ns is None:
+        return Row(entry)
+    return Row(entry, Stat(entry.size, mtime_ns, ctime_ns, inode), bool(racy))

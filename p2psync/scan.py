@@ -1,0 +1,278 @@
+"""Scan: finds out what changed in a tree since the manifest was written. Reads only.
+
+Owns the walk. What a change means is `core.detect`'s business, what is ignored `core.ignore`'s. What
+cannot be read, or is ignored, keeps its entry: it is never taken for deleted (I6). Nothing below a
+sidecar is ever opened: closing any descriptor of the manifest would drop SQLite's locks on it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import msgspec
+from xxhash import xxh3_128, xxh3_128_digest
+
+from p2psync.core.detect import is_racy, observe, vanish
+from p2psync.core.ignore import Ignore
+from p2psync.core.model import Digest, Entry, Kind, Problem, Record, Row
+from p2psync.core.paths import IGNORE_FILE, SIDECAR, ancestors, is_reserved, join
+from p2psync.core.vector import Stamp
+from p2psync.disk import Changing, Root, hash_file, kind_of, open_file, stat_of
+
+MAX_RULES = 1024 * 1024
+"""Bytes read of an ignore file: git has no limit, a mistake should have one."""
+
+
+class Known(Protocol):
+    """What a scan compares with: the manifest."""
+
+    def rows(self, directory: bytes) -> dict[bytes, Row]:
+        """Return the rows of the children of a directory."""
+
+    def fingerprint(self, directory: bytes) -> bytes | None:
+        """Return the fingerprint of a directory at the last scan."""
+
+
+@dataclass
+class Scan:
+    """What a scan found."""
+
+    changes: list[Record] = field(default_factory=list)
+    vouched: list[Record] = field(default_factory=list)
+    """Unchanged entries with a new stat."""
+    fingerprints: dict[bytes, bytes | None] = field(default_factory=dict)
+    """Of the directories in which something moved."""
+    problems: list[Problem] = field(default_factory=list)
+    special: list[bytes] = field(default_factory=list)
+    """Sockets, fifos, devices and reserved names in the directories looked at."""
+    ignores: dict[bytes, Ignore] = field(default_factory=dict)
+    """The rules in force in each directory."""
+    rules: bytes = b""
+    """Fingerprint of all rules."""
+
+
+class _Visit(NamedTuple):
+    path: bytes
+    ignore: Ignore | None
+    """The rules of the parent; None for the root."""
+    gone: bool = False
+    """It is no directory any more: all that was below it is gone too."""
+
+
+def scan(root: Root, known: Known, stamp: Stamp, exclude: bytes) -> Scan:
+    """Walk the whole tree.
+
+    Args:
+        root: the replica's directory.
+        known: the manifest to compare with.
+        stamp: marks the changes.
+        exclude: text of the replica's own, unshared ignore file.
+    """
+    return _Scanner(root, known, stamp, exclude).run()
+
+
+class _Scanner:
+    def __init__(self, root: Root, known: Known, stamp: Stamp, exclude: bytes) -> None:
+        self._root = root
+        self._known = known
+        self._stamp = stamp
+        self._exclude = exclude
+        self._found = Scan()
+        self._ghosts: dict[bytes, Record] = {}
+        self._stack = [_Visit(b"", None)]
+
+    def run(self) -> Scan:
+        while self._stack:
+            visit = self._stack.pop()
+            if visit.gone:
+                assert visit.ignore is not None
+                self._forget_below(visit.path, visit.ignore)
+            else:
+                self._visit(visit)
+        rules = xxh3_128(self._exclude)
+        for path, ignore in sorted(self._found.ignores.items()):
+            if not ignore.empty:
+                rules.update(path + b"\0" + ignore.fingerprint)
+        self._found.rules = rules.digest()
+        return self._found
+
+    def _visit(self, visit: _Visit) -> None:
+        path = visit.path
+        try:
+            directory = self._root.directory(path)
+            children = _children(directory)
+            ignore = self._rules(visit, directory, children)
+        except OSError as error:
+            self._problem(path, error)
+            return
+        self._found.ignores[path] = ignore
+        if not children:
+            self._reveal(path)
+        fingerprint = _fingerprint(children, ignore)
+        if fingerprint == self._known.fingerprint(path):
+            self._enter(path, ignore, children)
+            return
+        trusted = self._compare(path, directory, children, ignore)
+        self._found.fingerprints[path] = fingerprint if trusted else None
+
+    def _rules(self, visit: _Visit, directory: int, children: dict[bytes, os.stat_result]) -> Ignore:
+        """Return the rules in force in a directory, its own ignore file included."""
+        text = b""
+        if IGNORE_FILE in children and stat.S_ISREG(children[IGNORE_FILE].st_mode):
+            fd = open_file(IGNORE_FILE, directory)
+            try:
+                text = os.read(fd, MAX_RULES)
+            finally:
+                os.close(fd)
+        if visit.ignore is None:
+            return Ignore.top(self._exclude, text)
+        return visit.ignore.below(visit.path.rpartition(b"/")[2], text)
+
+    def _enter(self, path: bytes, ignore: Ignore, children: dict[bytes, os.stat_result]) -> None:
+        """Go on below a directory in which nothing moved."""
+        for name, st in children.items():
+            if stat.S_ISDIR(st.st_mode) and not ignore.matches(name, True):
+                self._stack.append(_Visit(join(path, name), ignore))
+
+    def _compare(
+        self, path: bytes, directory: int, children: dict[bytes, os.stat_result], ignore: Ignore
+    ) -> bool:
+        """Compare a directory with its rows; return whether the rows can be trusted next time."""
+        rows = self._known.rows(path)
+        trusted = True
+        for name, st in children.items():
+            kind = kind_of(st.st_mode)
+            row = rows.get(name)
+            if ignore.matches(name, kind is Kind.DIRECTORY):
+                rows.pop(name, None)
+                continue
+            child = join(path, name)
+            if kind is None or is_reserved(name):
+                self._found.special.append(child)
+                continue
+            rows.pop(name, None)
+            if kind is Kind.DIRECTORY:
+                trusted &= self._directory(child, row, st, ignore)
+            else:
+                trusted &= self._leaf(child, name, directory, kind, row, st)
+            if row and row.entry.kind is Kind.DIRECTORY and kind is not Kind.DIRECTORY:
+                self._stack.append(_Visit(child, ignore.below(name), gone=True))
+        self._vanish(path, rows, ignore)
+        return trusted
+
+    def _directory(self, path: bytes, row: Row | None, st: os.stat_result, ignore: Ignore) -> bool:
+        """Look at a directory; return whether its row tells all there is to know."""
+        self._stack.append(_Visit(path, ignore))
+        known = row.entry if row else None
+        seen = Entry(kind=Kind.DIRECTORY, mode=st.st_mode & 0o777, mtime_ns=st.st_mtime_ns)
+        entry = observe(known, seen, self._stamp)
+        if known is None or known.alive:
+            self._record(path, Row(entry), known)
+            return True
+        # Deleted by a peer, but still here: a ghost, unless it holds more than what is ignored.
+        self._ghosts[path] = Record(path, Row(entry), known)
+        return False
+
+    def _leaf(
+        self, path: bytes, name: bytes, directory: int, kind: Kind, row: Row | None, st: os.stat_result
+    ) -> bool:
+        """Look at a file or symlink; return whether its stat vouches for it from now on."""
+        if row and _vouched(row, kind, st):
+            return True
+        known = row.entry if row else None
+        now_ns = time.time_ns()
+        try:
+            seen, st = _look(name, directory, kind, st)
+        except OSError as error:
+            self._problem(path, error)
+            return False
+        racy = kind is Kind.FILE and is_racy(st.st_mtime_ns, now_ns)
+        entry = observe(known, seen, self._stamp)
+        self._record(path, Row(entry, stat_of(st) if kind is Kind.FILE else None, racy), known, row)
+        return not racy
+
+    def _vanish(self, path: bytes, rows: dict[bytes, Row], ignore: Ignore) -> None:
+        """Record what is not there any more, with all that was below."""
+        for name, row in rows.items():
+            was_directory = row.entry.kind is Kind.DIRECTORY
+            if row.entry.alive and not ignore.matches(name, was_directory):
+                child = join(path, name)
+                self._record(child, Row(vanish(row.entry, self._stamp)), row.entry)
+                if was_directory:
+                    self._stack.append(_Visit(child, ignore.below(name), gone=True))
+
+    def _forget_below(self, path: bytes, ignore: Ignore) -> None:
+        self._vanish(path, self._known.rows(path), ignore)
+
+    def _record(self, path: bytes, row: Row, known: Entry | None, old: Row | None = None) -> None:
+        if row.entry.alive and self._ghosts:
+            for ancestor in ancestors(path):
+                self._reveal(ancestor)
+        if row.entry is not known:
+            self._found.changes.append(Record(path, row, known))
+        elif old is not None and row != old:
+            self._found.vouched.append(Record(path, row, known))
+
+    def _reveal(self, path: bytes) -> None:
+        """A directory that a peer deleted has come to life again."""
+        ghost = self._ghosts.pop(path, None)
+        if ghost:
+            self._found.changes.append(ghost)
+
+    def _problem(self, path: bytes, error: OSError) -> None:
+        why = str(error.args[1]) if isinstance(error, Changing) else f"cannot be read: {error.strerror}"
+        self._found.problems.append(Problem(path, why))
+
+
+def _children(directory: int) -> dict[bytes, os.stat_result]:
+    """Return what is in a directory, without sidecars, in a stable order."""
+    found = {}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            if name == SIDECAR:
+                continue
+            try:
+                found[name] = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+    return dict(sorted(found.items()))
+
+
+def _fingerprint(children: dict[bytes, os.stat_result], ignore: Ignore) -> bytes:
+    """Return a digest of all that a change of a file in the directory would change."""
+    stats = [
+        (name, st.st_mode) if stat.S_ISDIR(st.st_mode) else (name, st.st_mode, *stat_of(st))
+        for name, st in children.items()
+    ]
+    return xxh3_128_digest(msgspec.msgpack.encode((stats, ignore.fingerprint)))
+
+
+def _vouched(row: Row, kind: Kind, st: os.stat_result) -> bool:
+    """Does the manifest vouch for this file as it is?"""
+    return (
+        kind is Kind.FILE
+        and not row.racy
+        and row.entry.kind is Kind.FILE
+        and row.stat == stat_of(st)
+        and row.entry.mode == st.st_mode & 0o777
+    )
+
+
+def _look(name: bytes, directory: int, kind: Kind, st: os.stat_result) -> tuple[Entry, os.stat_result]:
+    """Return what is at a name, and the stat that goes with it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if kind is Kind.SYMLINK:
+        target = os.readlink(name, dir_fd=directory)
+        digest = Digest(xxh3_128_digest(target))
+        return Entry(kind=kind, digest=digest, target=target, mtime_ns=st.st_mtime_ns), st
+    digest, st = hash_file(name, directory)
+    entry = Entry(kind=kind, digest=digest, size=st.st_size, mode=st.st_mode & 0o777, mtime_ns=st.st_mtime_ns)
+    return entry, st

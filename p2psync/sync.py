@@ -1,0 +1,292 @@
+"""The pipeline of one sync: scan, exchange, reconcile, stage, apply, acknowledge.
+
+Owns the order of the steps. Knows the Replica protocol, not where a replica is nor how it keeps what it
+knows. Each step is written once and done for both sides, at the same time where they can.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from xxhash import xxh3_128_digest
+
+from p2psync.core.merge import merge
+from p2psync.core.model import (
+    Conflict,
+    Digest,
+    Entry,
+    Kind,
+    Prefer,
+    Problem,
+    Transition,
+    needs_content,
+)
+from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
+from p2psync.core.replica import Content, Home, Identity, Mark, More, Name, Piece, Replica, Scanned
+from p2psync.errors import PeerError
+
+BATCH = 5000
+"""Paths or contents asked about at once: a message of well under a MiB."""
+
+_T = TypeVar("_T")
+
+
+class Progress(Protocol):
+    """Who wants to know how it goes."""
+
+    def begin(self, step: str, files: int = 0, size: int = 0) -> None:
+        """A step begins, of that many files and bytes (0: not known)."""
+
+    def advance(self, files: int, size: int) -> None:
+        """That much more is done."""
+
+
+@dataclass
+class Side:
+    """One of the two replicas, and what this run has learned about it."""
+
+    replica: Replica
+    identity: Identity
+    scanned: Scanned
+    transitions: list[Transition] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    done: int = 0
+
+
+@dataclass
+class Result:
+    """What a round between two replicas came to."""
+
+    local: Side
+    peer: Side
+    conflicts: list[Conflict]
+    left: list[bytes]
+    """Paths left for another time."""
+    seconds: float
+    transferred: int = 0
+    """Bytes of contents that went from one side to the other."""
+
+    @property
+    def in_step(self) -> bool:
+        """Are the two identical now?"""
+        return not (self.left or self.local.problems or self.peer.problems)
+
+
+class Session:
+    """Two open replicas. The first is at home here: it decides."""
+
+    def __init__(self, home: Home, peer: Replica, progress: Progress) -> None:
+        self._home = home
+        self._replicas: tuple[Replica, Replica] = (home, peer)
+        self._progress = progress
+        if home.identity.replica == peer.identity.replica:
+            raise PeerError(
+                "both sides are the same replica, or one is a copy of the other made with its sidecar:"
+                " remove .p2psync in the copy and run `p2psync init` there"
+            )
+
+    def scan(self, keep: bool) -> None:
+        """Find out what changed on both sides.
+
+        Args:
+            keep: False for a dry run: nothing is written anywhere.
+        """
+        self._progress.begin("scanning")
+        scans = _on_both(self._replicas, lambda replica: replica.scan(keep))
+        self._scanned = dict(zip(self._replicas, scans, strict=True))
+
+    def round(self, prefer: Prefer, carry_out: bool = True) -> Result:
+        """Bring both sides to the same state.
+
+        Args:
+            prefer: what becomes of versions that cannot be merged.
+            carry_out: False to plan only.
+        """
+        started = time.monotonic()
+        sides = [Side(replica, replica.identity, self._scanned[replica]) for replica in self._replicas]
+        home, peer = sides
+        home.problems += home.scanned.problems
+        peer.problems += peer.scanned.problems
+        self._progress.begin("comparing")
+        facts = self._exchange(home, peer)
+        plan, texts = self._decide(facts, prefer)
+        home.transitions, peer.transitions = plan.ours, plan.theirs
+        result = Result(home, peer, plan.conflicts, plan.left, 0)
+        if carry_out:
+            for side, other in ((home, peer), (peer, home)):
+                result.transferred += self._stage(side, other, texts)
+            self._apply(sides)
+            self._acknowledge(home, peer, plan)
+        result.seconds = time.monotonic() - started
+        return result
+
+    # -- exchange
+
+    def _exchange(self, home: Side, peer: Side) -> Facts:
+        """Gather both sides' entries for every path on which they may differ."""
+        ours, ours_pending = _changes(home, peer)
+        theirs, theirs_pending = _changes(peer, home)
+        pending = dict.fromkeys([*ours_pending, *theirs_pending])
+        names: dict[bytes, Name] = {path: Name(path, False) for path in pending}
+        for changes in (ours, theirs):
+            names.update({path: Name(path, entry.kind is Kind.DIRECTORY) for path, entry in changes.items()})
+        ignored: set[bytes] = set()
+        for side, known in ((home, ours), (peer, theirs)):
+            unknown = [name for path, name in names.items() if path not in known]
+            ignored |= _look_up(side.replica, unknown, known)
+        pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in names if path not in ignored}
+        return Facts(pairs)
+
+    # -- reconcile
+
+    def _decide(self, facts: Facts, prefer: Prefer) -> tuple[Plan, dict[Digest, bytes]]:
+        """Reconcile until there are no questions; return the plan and the texts that were merged."""
+        texts: dict[Digest, bytes] = {}
+        stamp = self._home.stamp()
+        while (plan := reconcile(facts, stamp, prefer)).questions:
+            self._answer(plan.questions, facts, texts)
+        if plan.decided:
+            self._home.use_stamp(stamp)
+        return plan, texts
+
+    def _answer(self, questions: Questions, facts: Facts, texts: dict[Digest, bytes]) -> None:
+        if questions.pairs:
+            names = [Name(path, False) for path in sorted(questions.pairs)]
+            found = [replica.lookup(names).entries for replica in self._replicas]
+            for name, ours, theirs in zip(names, *found, strict=True):
+                facts.pairs[name.path] = Pair(ours, theirs)
+        if questions.bases:
+            paths = sorted(questions.bases)
+            remembered = [replica.bases(paths) for replica in self._replicas]
+            for path, ours_then, theirs_then in zip(paths, *remembered, strict=True):
+                facts.bases[path] = [*ours_then, *theirs_then]
+        for path, question in questions.texts.items():
+            merged = self._merge(question)
+            facts.texts[path] = None
+            if merged is not None:
+                digest = Digest(xxh3_128_digest(merged))
+                texts[digest] = merged
+                facts.texts[path] = Text(digest, len(merged))
+
+    def _merge(self, question: MergeQuestion) -> bytes | None:
+        found: list[bytes | None] = [None] * len(question)
+        for replica in self._replicas:
+            held = replica.texts(question)
+            found = [text if text is not None else new for text, new in zip(found, held, strict=True)]
+        base, ours, theirs = found
+        if base is None or ours is None or theirs is None:
+            return None
+        return merge(base, ours, theirs)
+
+    # -- stage
+
+    def _stage(self, side: Side, other: Side, texts: dict[Digest, bytes]) -> int:
+        """Bring to `side` all contents that it needs; return how many bytes came from the other."""
+        wanted = {
+            transition.wanted.digest: Content(transition.wanted.digest, transition.wanted.size)
+            for transition in side.transitions
+            if needs_content(transition)
+        }
+        missing: list[Content] = []
+        for batch in _batches(list(wanted.values())):
+            missing += side.replica.missing(batch)
+        merged = [content.digest for content in missing if content.digest in texts]
+        if merged:
+            side.replica.stage([Piece(digest, texts[digest], More.LAST)] for digest in merged)
+        rest = [content for content in missing if content.digest not in texts]
+        if not rest:
+            return 0
+        size = sum(content.size for content in rest)
+        self._progress.begin("copying", len(rest), size)
+        side.replica.stage(self._watched(other.replica.read([content.digest for content in rest])))
+        return size
+
+    def _watched(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
+        for batch in batches:
+            files = sum(piece.more is not More.MORE for piece in batch)
+            self._progress.advance(files, sum(len(piece.data) for piece in batch))
+            yield batch
+
+    # -- apply
+
+    def _apply(self, sides: Sequence[Side]) -> None:
+        total = sum(len(side.transitions) for side in sides)
+        if total:
+            self._progress.begin("applying", total)
+            _on_both(sides, self._apply_side)
+
+    def _apply_side(self, side: Side) -> None:
+        for applied in side.replica.apply(side.transitions):
+            side.done += applied.done
+            side.problems += applied.problems
+            self._progress.advance(applied.done + len(applied.problems), 0)
+
+    # -- acknowledge
+
+    def _acknowledge(self, home: Side, peer: Side, plan: Plan) -> None:
+        """Remember on both sides, now that both have committed, what they took in of each other."""
+        failed = {problem.path for side in (home, peer) for problem in side.problems}
+        touched = {transition.path for side in (home, peer) for transition in side.transitions}
+        pending = sorted({*plan.left, *(failed & touched)})
+        newest = {side.identity.replica: side.replica.newest() for side in (home, peer)}
+        for side, other in ((home, peer), (peer, home)):
+            mark = Mark(other.identity.epoch, newest[other.identity.replica], _rules(side, other), pending)
+            side.replica.acknowledge(other.identity, mark)
+
+
+def _rules(side: Side, other: Side) -> bytes:
+    return side.scanned.rules + other.scanned.rules
+
+
+def _changes(side: Side, other: Side) -> tuple[dict[bytes, Entry], list[bytes]]:
+    """Return what changed on `side` since the other took in its changes, and what was left behind then."""
+    mark = other.replica.mark(side.identity.replica)
+    known = mark is not None and mark.epoch == side.identity.epoch and mark.rules == _rules(other, side)
+    since = mark.seq if mark is not None and known else 0
+    changes = {change.path: change.entry for batch in side.replica.changes(since) for change in batch}
+    return changes, list(mark.pending) if mark else []
+
+
+def _look_up(replica: Replica, names: Sequence[Name], known: dict[bytes, Entry]) -> set[bytes]:
+    """Add to `known` what the replica knows of the other paths; return those that it ignores."""
+    ignored: set[bytes] = set()
+    for batch in _batches(names):
+        found = replica.lookup(batch)
+        ignored.update(found.ignored)
+        known.update(
+            {name.path: entry for name, entry in zip(batch, found.entries, strict=True) if entry is not None}
+        )
+    return ignored
+
+
+def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+
+
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
+
+
+def _on_both(items: Sequence[_Item], work: Callable[[_Item], _Answer]) -> list[_Answer]:
+    """Do the same for the home side and, meanwhile, for the peer; the first error of either is raised."""
+    home, peer = items
+    answers: list[_Answer] = []
+    errors: list[BaseException] = []
+
+    def do_peer() -> None:
+        try:
+            answers.append(work(peer))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=do_peer, daemon=True)
+    thread.start()
+    mine = work(home)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return [mine, *answers]
