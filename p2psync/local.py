@@ -13,7 +13,7 @@ from p2psync.apply import Applier
 from p2psync.bases import Bases
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Digest, Entry, Kind, Problem, Record, Transition
+from p2psync.core.model import Action, Digest, Entry, Kind, Problem, Record, Transition, action_of
 from p2psync.core.paths import SIDECAR, split
 from p2psync.core.replica import (
     PIECE_BYTES,
@@ -388,6 +388,12 @@ class LocalReplica:
         """Return all replicas that this one was in touch with."""
         return self._manifest.peers()
 
-    def pending(self) -> set[bytes]:
-        """Return the paths that were left behind by the last sync with some peer."""
-        return self._manifest.pending()
+    def changes_since(self, seq: int) -> Iterator[tuple[bytes, Action]]:
+        """Yield the paths whose entries changed after sequence number `seq`, and what happened to them.
+
+        Of a path that was not there before, only what it is now can be told.
+        """
+        for change in self._manifest.changes(seq):
+            before = self._manifest.bases(change.path)[-1:]
+            expected = before[0] if before else None
+            yield change.path, action_of(Transition(change.path, expected, change.entry))

@@ -48,7 +48,7 @@ CREATE TABLE kept (
     start INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE peer (
     replica INTEGER PRIMARY KEY, name TEXT NOT NULL, address TEXT NOT NULL DEFAULT '',
-    synced_at INTEGER, mark BLOB);
+    synced_at INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0, mark BLOB);
 CREATE TABLE skipped (path BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
@@ -66,6 +66,8 @@ class PeerRecord(NamedTuple):
     address: str
     synced_at: int | None
     """Seconds since 1970; None: never in step."""
+    acknowledged: int
+    """This replica's sequence number then: all up to it, the other has too."""
 
 
 class Manifest:
@@ -272,8 +274,8 @@ class Manifest:
         )
 
     def bases(self, path: bytes) -> list[Entry]:
-        """Return the remembered earlier versions of a path."""
-        found = self._db.execute(f"SELECT {_ENTRY} FROM remembered WHERE path = ?", (path,))
+        """Return the remembered earlier versions of a path, the latest last."""
+        found = self._db.execute(f"SELECT {_ENTRY} FROM remembered WHERE path = ? ORDER BY seq", (path,))
         return [_entry(columns) for columns in found]
 
     def _columns(self, record: Record, seq: int) -> tuple[object, ...]:
@@ -341,9 +343,10 @@ class Manifest:
         """Remember how far the changes of `peer` are taken in."""
         in_step = None if mark.pending else int(now)
         self._db.execute(
-            "INSERT INTO peer (replica, name, synced_at, mark) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (replica)"
-            " DO UPDATE SET name = ?2, synced_at = coalesce(?3, synced_at), mark = ?4",
-            (peer.replica, peer.name, in_step, msgspec.msgpack.encode(mark)),
+            "INSERT INTO peer (replica, name, synced_at, acknowledged, mark) VALUES (?1, ?2, ?3, ?4, ?5)"
+            " ON CONFLICT (replica) DO UPDATE SET"
+            " name = ?2, synced_at = coalesce(?3, synced_at), acknowledged = ?4, mark = ?5",
+            (peer.replica, peer.name, in_step, self.newest(), msgspec.msgpack.encode(mark)),
         )
 
     def met(self, peer: ReplicaId, address: str) -> None:
@@ -357,13 +360,10 @@ class Manifest:
 
     def peers(self) -> list[PeerRecord]:
         """Return all replicas that this one was in touch with."""
-        found = self._db.execute("SELECT replica, name, address, synced_at FROM peer ORDER BY replica")
+        found = self._db.execute(
+            "SELECT replica, name, address, synced_at, acknowledged FROM peer ORDER BY replica"
+        )
         return [PeerRecord(*columns) for columns in found]
-
-    def pending(self) -> set[bytes]:
-        """Return the paths changed here that some peer has not got yet."""
-        marks = [self.mark(peer.replica) for peer in self.peers()]
-        return {path for mark in marks if mark for path in mark.pending}
 
 
 def _connect(file: bytes) -> sqlite3.Connection:

@@ -55,6 +55,7 @@ class Side:
     transitions: list[Transition] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     done: int = 0
+    carried_out: bool = False
 
 
 @dataclass
@@ -89,15 +90,18 @@ class Session:
                 " remove .p2psync in the copy and run `p2psync init` there"
             )
 
-    def scan(self, keep: bool) -> None:
+    def scan(self, keep: bool, home_scanned: Scanned | None = None) -> None:
         """Find out what changed on both sides.
 
         Args:
             keep: False for a dry run: nothing is written anywhere.
+            home_scanned: what is known of the home side already, from the session with another peer.
         """
         self._progress.begin("scanning")
-        scans = _on_both(self._replicas, lambda replica: replica.scan(keep))
-        self._scanned = dict(zip(self._replicas, scans, strict=True))
+        if home_scanned is None:
+            self.home_scanned, self._peer_scanned = _on_both(self._replicas, lambda side: side.scan(keep))
+        else:
+            self.home_scanned, self._peer_scanned = home_scanned, self._replicas[1].scan(keep)
 
     def round(self, prefer: Prefer, carry_out: bool = True) -> Result:
         """Bring both sides to the same state.
@@ -107,8 +111,8 @@ class Session:
             carry_out: False to plan only.
         """
         started = time.monotonic()
-        sides = [Side(replica, replica.identity, self._scanned[replica]) for replica in self._replicas]
-        home, peer = sides
+        scans = (self.home_scanned, self._peer_scanned)
+        home, peer = (Side(r, r.identity, scanned) for r, scanned in zip(self._replicas, scans, strict=True))
         home.problems += home.scanned.problems
         peer.problems += peer.scanned.problems
         self._progress.begin("comparing")
@@ -119,7 +123,7 @@ class Session:
         if carry_out:
             for side, other in ((home, peer), (peer, home)):
                 result.transferred += self._stage(side, other, texts)
-            self._apply(sides)
+            self._apply((home, peer))
             self._acknowledge(home, peer, plan)
         result.seconds = time.monotonic() - started
         return result
@@ -220,6 +224,7 @@ class Session:
             _on_both(sides, self._apply_side)
 
     def _apply_side(self, side: Side) -> None:
+        side.carried_out = True
         for applied in side.replica.apply(side.transitions):
             side.done += applied.done
             side.problems += applied.problems

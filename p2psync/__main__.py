@@ -1,0 +1,5 @@
+"""`python -m p2psync`."""
+
+from p2psync.cli import main
+
+main()

@@ -1,0 +1,311 @@
+"""The command line: parses, calls one function, renders. A command imports what it uses, when it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from p2psync import __version__
+from p2psync.errors import Exit, NotAReplica, P2PSyncError
+
+if TYPE_CHECKING:
+    from p2psync.config import Peer
+    from p2psync.run import Target
+
+_EXIT_CODES = {
+    Exit.IN_STEP: "0 in step",
+    Exit.CONFLICTS: "1 done, but conflicts were set aside or some paths have problems",
+    Exit.USAGE: "2 wrong usage",
+    Exit.FAILED: "3 failed",
+    Exit.UNREACHABLE: "5 a peer could not be reached",
+    Exit.LOCKED: "6 locked by another run",
+    Exit.INTERRUPTED: "130 interrupted",
+}
+
+
+def _exits(*codes: Exit, ok: str = "0 done") -> str:
+    """Return the paragraph that ends a command's help."""
+    told = [_EXIT_CODES[code] for code in (*codes, Exit.USAGE, Exit.FAILED, Exit.INTERRUPTED)]
+    return "Exit codes: " + "; ".join([ok, *sorted(told, key=lambda text: int(text.split()[0]))]) + "."
+
+
+class _Directory(click.Path):
+    """A directory as bytes, as the system knows it."""
+
+    def __init__(self, exists: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=False, path_type=bytes)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_exits(Exit.CONFLICTS, Exit.UNREACHABLE, Exit.LOCKED, ok=_EXIT_CODES[Exit.IN_STEP]),
+)
+@click.version_option(__version__, "-V", "--version", message="p2psync %(version)s")
+@click.option(
+    "-C", "directory", type=_Directory(), default=b".", metavar="DIR", help="Run as if started in DIR."
+)
+@click.pass_context
+def cli(context: click.Context, directory: bytes) -> None:
+    """Keep directories identical, in both directions, over SSH or local paths.
+
+    A directory becomes a replica with `init`; `sync` makes it and its peers the same.
+    """
+    context.obj = directory
+
+
+def _root(context: click.Context) -> bytes:
+    """Return the replica that the command is about.
+
+    Raises:
+        NotAReplica: there is none here or above.
+    """
+    from p2psync.local import find_root
+
+    start: bytes = context.find_root().obj
+    root = find_root(start)
+    if root is None:
+        where = os.fsdecode(os.path.abspath(start))
+        raise NotAReplica(f"{where} is not in a replica: `p2psync init` makes a directory one")
+    return root
+
+
+@cli.command(epilog=_exits())
+@click.argument("directory", type=_Directory(exists=False), default=None, required=False)
+@click.option("--name", help="What people call this replica.  [default: host:directory]")
+@click.pass_context
+def init(context: click.Context, directory: bytes | None, name: str | None) -> None:
+    """Make DIRECTORY (default: the current one) a replica.
+
+    Its state is kept in DIRECTORY/.p2psync. Doing it twice changes nothing.
+    """
+    from p2psync import local
+
+    root = os.path.join(context.find_root().obj, directory or b"")
+    made = local.init(root, name)
+    what = "is a replica now" if made else "was a replica already; nothing changed"
+    click.echo(f"{os.fsdecode(os.path.realpath(root))} {what}")
+
+
+def _connection_options(command: click.decorators.FC) -> click.decorators.FC:
+    """Add the options that say how to reach a peer."""
+    for option in (
+        click.option("--remote-command", metavar="CMD", help="p2psync on the peer.  [default: p2psync]"),
+        click.option("-p", "--port", type=click.IntRange(1, 65535), help="Port of the peer's sshd."),
+        click.option("-e", "--ssh-command", metavar="CMD", help="The ssh to use.  [default: ssh]"),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command(epilog=_exits(Exit.CONFLICTS, Exit.UNREACHABLE, Exit.LOCKED, ok=_EXIT_CODES[Exit.IN_STEP]))
+@click.argument("peers", nargs=-1, metavar="[PEER-OR-ADDRESS]...")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would happen; touch nothing.")
+@click.option(
+    "--prefer",
+    type=click.Choice(["both", "newest", "local", "peer", "skip"]),
+    default="both",
+    show_default=True,
+    help="What becomes of versions that do not merge. 'both': the winner keeps the name, the other becomes a"
+    " conflict copy; 'skip': both stay as they are.",
+)
+@click.option("--create", is_flag=True, help="Make a peer a replica that is none yet.")
+@_connection_options
+@click.option(
+    "--lock-wait",
+    type=click.FloatRange(0),
+    default=10,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for another run to finish.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Name every path that changes.")
+@click.option("-q", "--quiet", is_flag=True, help="Only tell of conflicts and problems.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def sync(
+    context: click.Context,
+    peers: tuple[str, ...],
+    dry_run: bool,
+    prefer: str,
+    create: bool,
+    ssh_command: str | None,
+    port: int | None,
+    remote_command: str | None,
+    lock_wait: float,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Bring this replica and its peers to the same state.
+
+    A PEER is the name of a configured one, or an address: a path, [user@]host:path, or
+    ssh://[user@]host[:port]/path. Without any, all configured peers are synced.
+    """
+    from p2psync import render, run
+    from p2psync.core.model import Prefer
+
+    root = _root(context)
+    targets = _targets(root, peers, ssh_command, port, remote_command)
+    options = run.Options(Prefer(prefer), dry_run, create, lock_wait)
+    talkative = sys.stderr.isatty() and not (quiet or as_json)
+    with render.Line() if talkative else render.Silent() as progress:
+        runs = run.sync(root, targets, options, progress, _confirm if sys.stdin.isatty() else _decline)
+    if as_json:
+        click.echo(render.as_json(runs))
+    else:
+        render.report(runs, quiet=quiet, verbose=verbose, dry_run=dry_run)
+    context.exit(run.worst(runs))
+
+
+def _targets(
+    root: bytes, names: tuple[str, ...], ssh_command: str | None, port: int | None, remote_command: str | None
+) -> list[Target]:
+    """Return the peers that were named, or all that are configured."""
+    from dataclasses import replace
+
+    from p2psync import config
+    from p2psync.run import Target
+
+    known = {peer.name: peer for peer in config.peers(root)}
+    if not names and not known:
+        raise click.UsageError(
+            "there is no peer to sync with: name one, or add it with `p2psync peer add NAME ADDRESS`"
+        )
+    targets = []
+    for name in names or known:
+        peer = known.get(name)
+        given = {"ssh_command": ssh_command, "port": port, "remote_command": remote_command}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        targets.append(Target(replace(peer or _unnamed(name), **chosen), peer is not None))  # type: ignore[arg-type]
+    return targets
+
+
+def _unnamed(address: str) -> Peer:
+    """Return the peer at an address that is not configured."""
+    from p2psync.config import Peer
+
+    return Peer(address, _absolute(address))
+
+
+def _absolute(text: str) -> str:
+    """Return an address that means the same from any directory.
+
+    Raises:
+        AddressError: it is no address.
+    """
+    from p2psync.peer import parse_address
+
+    address = parse_address(text)
+    return str(address) if address.host is not None else os.path.abspath(os.fsdecode(address.path))
+
+
+def _confirm(question: str) -> bool:
+    return click.confirm(question, err=True)
+
+
+def _decline(question: str) -> bool:
+    return False
+
+
+@cli.group(epilog=_exits())
+def peer() -> None:
+    """Add, list and remove the peers of this replica."""
+
+
+@peer.command("add", epilog=_exits())
+@click.argument("name")
+@click.argument("address")
+@_connection_options
+@click.pass_context
+def peer_add(
+    context: click.Context,
+    name: str,
+    address: str,
+    ssh_command: str | None,
+    port: int | None,
+    remote_command: str | None,
+) -> None:
+    """Remember ADDRESS as the peer NAME; nothing is contacted yet.
+
+    ADDRESS is a path, [user@]host:path, or ssh://[user@]host[:port]/path.
+    """
+    from p2psync import config
+
+    added = config.Peer(name, _absolute(address), ssh_command, port, remote_command)
+    config.add_peer(_root(context), added)
+    click.echo(f"added {name}: {added.address}")
+
+
+@peer.command("list", epilog=_exits())
+@click.pass_context
+def peer_list(context: click.Context) -> None:
+    """List the configured peers."""
+    from p2psync import config
+
+    for known in config.peers(_root(context)):
+        click.echo(f"{known.name}\t{known.address}")
+
+
+@peer.command("remove", epilog=_exits())
+@click.argument("name")
+@click.pass_context
+def peer_remove(context: click.Context, name: str) -> None:
+    """Forget the peer NAME; nothing is touched there."""
+    from p2psync import config
+
+    config.remove_peer(_root(context), name)
+    click.echo(f"removed {name}")
+
+
+@cli.command(epilog=_exits(Exit.LOCKED))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def status(context: click.Context, as_json: bool) -> None:
+    """Show what changed here since the last sync, and when each peer was last in step."""
+    from p2psync import render
+    from p2psync.status import status
+
+    now = status(_root(context))
+    click.echo(render.status_json(now) if as_json else render.status_text(now), nl=False)
+
+
+@cli.command(epilog=_exits(Exit.UNREACHABLE, Exit.LOCKED))
+@click.argument("root", type=click.Path(path_type=bytes))
+@click.option("--create", is_flag=True, help="Make ROOT a replica if it is none yet.")
+def serve(root: bytes, create: bool) -> None:
+    """Be the far end of a sync: speak to a p2psync elsewhere over stdin and stdout.
+
+    Started by ssh; not meant to be typed.
+    """
+    from p2psync.remote import serve_stdio
+    from p2psync.run import open_replica
+
+    serve_stdio(root, open_replica, create)
+
+
+def main() -> NoReturn:
+    """Run the command line; every error becomes one line and an exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = cli.main(prog_name="p2psync", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = Exit.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("p2psync: interrupted; the next sync carries on", err=True)
+        code = Exit.INTERRUPTED
+    except P2PSyncError as error:
+        click.echo(f"p2psync: error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.FAILED
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

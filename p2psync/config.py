@@ -1,0 +1,137 @@
+"""`.p2psync/config.toml`: the peers a replica has. Owns the file; comments in it survive."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2psync.errors import Exit, P2PSyncError, ReplicaError
+
+if TYPE_CHECKING:
+    import tomlkit
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class ConfigError(P2PSyncError):
+    """What was asked of the configuration makes no sense."""
+
+    exit_code = Exit.USAGE
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A replica to sync with, as configured."""
+
+    name: str
+    address: str
+    ssh_command: str | None = None
+    port: int | None = None
+    remote_command: str | None = None
+
+
+_KEYS = {"address": str, "ssh-command": str, "port": int, "remote-command": str}
+
+
+def peers(root: bytes) -> list[Peer]:
+    """Return the configured peers, in their order.
+
+    Raises:
+        ReplicaError: the file cannot be read, or holds what p2psync does not know.
+    """
+    file = _file(root)
+    try:
+        with open(file, "rb") as source:
+            tables = tomllib.load(source).get("peer", {})
+    except FileNotFoundError:
+        return []
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ReplicaError(f"cannot read {os.fsdecode(file)}: {error}") from error
+    return [_peer(name, table, os.fsdecode(file)) for name, table in tables.items()]
+
+
+def _peer(name: str, table: object, file: str) -> Peer:
+    if not isinstance(table, dict) or "address" not in table:
+        raise ReplicaError(f"{file}: [peer.{name}] has no address")
+    for key, value in table.items():
+        if key not in _KEYS:
+            raise ReplicaError(f"{file}: [peer.{name}]: unknown key {key!r}; known are {', '.join(_KEYS)}")
+        if not isinstance(value, _KEYS[key]):
+            raise ReplicaError(f"{file}: [peer.{name}]: {key} should be of type {_KEYS[key].__name__}")
+    return Peer(
+        name,
+        table["address"],
+        table.get("ssh-command"),
+        table.get("port"),
+        table.get("remote-command"),
+    )
+
+
+def add_peer(root: bytes, peer: Peer) -> None:
+    """Add a peer.
+
+    Raises:
+        ConfigError: the name cannot be used, or is in use.
+        ReplicaError: the file cannot be written.
+    """
+    import tomlkit
+
+    if not _NAME.fullmatch(peer.name):
+        raise ConfigError(f"{peer.name!r} cannot name a peer: use letters, digits, '.', '_' and '-'")
+    if any(known.name == peer.name for known in peers(root)):
+        raise ConfigError(
+            f"there is a peer {peer.name} already: `p2psync peer remove {peer.name}` removes it"
+        )
+    document = _document(root)
+    table = tomlkit.table()
+    values = (peer.address, peer.ssh_command, peer.port, peer.remote_command)
+    for key, value in zip(_KEYS, values, strict=True):
+        if value is not None:
+            table[key] = value
+    document.setdefault("peer", tomlkit.table(is_super_table=True))[peer.name] = table
+    _write(root, document)
+
+
+def remove_peer(root: bytes, name: str) -> None:
+    """Remove a peer from the configuration; nothing is touched on the peer.
+
+    Raises:
+        ConfigError: there is none of that name.
+        ReplicaError: the file cannot be written.
+    """
+    if all(known.name != name for known in peers(root)):
+        raise ConfigError(f"there is no peer {name}: `p2psync peer list` shows those that there are")
+    document = _document(root)
+    del document["peer"][name]
+    _write(root, document)
+
+
+def _file(root: bytes) -> bytes:
+    return os.path.join(root, b".p2psync", b"config.toml")
+
+
+def _document(root: bytes) -> tomlkit.TOMLDocument:
+    import tomlkit
+
+    try:
+        with open(_file(root), encoding="utf-8") as source:
+            return tomlkit.load(source)
+    except FileNotFoundError:
+        return tomlkit.document()
+
+
+def _write(root: bytes, document: tomlkit.TOMLDocument) -> None:
+    import tomlkit
+
+    file = _file(root)
+    try:
+        with open(file + b".new", "w", encoding="utf-8") as target:
+            tomlkit.dump(document, target)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(file + b".new", file)
+    except OSError as error:
+        raise ReplicaError(f"cannot write {os.fsdecode(file)}: {error.strerror}") from error

@@ -1,0 +1,333 @@
+"""What people and scripts see: text for terminals and logs, JSON for programs. Owns every word of output.
+
+stdout is data, stderr is talk. Without a terminal there are no control characters; names are escaped
+always, for a name may hold any byte (CVE-2019-6109).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from p2psync.core.model import Action, Conflict, Resolution, Transition, action_of
+from p2psync.run import PeerRun, worst
+from p2psync.status import Status
+from p2psync.sync import Result, Side
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+_WORDS = {
+    Action.CREATE: "new",
+    Action.UPDATE: "changed",
+    Action.DELETE: "deleted",
+    Action.REPLACE: "replaced",
+    Action.MODE: "permissions",
+    Action.TOUCH: "times",
+}
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def shown(path: bytes) -> str:
+    """Return a path as one line of printable text; what is not printable is escaped."""
+    text = path.decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(char if char.isprintable() and char != "\\" else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode() if char != "\\" else "\\\\"
+
+
+def size_of(count: int) -> str:
+    """Return a number of bytes as people say it."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was."""
+    for limit, divisor, unit in ((90, 1, "second"), (5400, 60, "minute"), (129600, 3600, "hour")):
+        if seconds < limit:
+            return _plural(max(0, round(seconds / divisor)), unit) + " ago"
+    return _plural(round(seconds / 86400), "day") + " ago"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+# -- progress
+
+
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, step: str, files: int = 0, size: int = 0) -> None:
+        """A step begins."""
+
+    def advance(self, files: int, size: int) -> None:
+        """Something was done."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Line(Silent):
+    """One line on a terminal: files, bytes, rate, time left."""
+
+    _QUICK_SECONDS = 0.3
+    """A run that is over by then shows no line, and does not pay for loading rich."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._step = ("", 0, 0)
+        self._files = 0
+        self._bytes = 0
+
+    def begin(self, step: str, files: int = 0, size: int = 0) -> None:
+        """A step begins."""
+        self._step = (step, files, size)
+        self._files = self._bytes = 0
+        self._show()
+
+    def advance(self, files: int, size: int) -> None:
+        """Something was done."""
+        self._files += files
+        self._bytes += size
+        self._show()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _show(self) -> None:
+        if self._bar is None and time.monotonic() - self._started < self._QUICK_SECONDS:
+            return
+        step, files, size = self._step
+        if self._bar is None:
+            self._bar = _make_bar()
+            self._bar.start()
+        if self._task is None or self._bar.tasks[0].description != step:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(step, total=size or files or None, files="")
+        counted = f"{self._files:,}/{files:,} files" if files else ""
+        counted += f"  {size_of(self._bytes)}/{size_of(size)}" if size else ""
+        self._bar.update(self._task, completed=self._bytes if size else self._files, files=counted)
+
+
+def _make_bar() -> Bar:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            copying = task.description == "copying"
+            return Text(f"{size_of(int(task.speed))}/s" if copying and task.speed else "")
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[files]}"),
+        Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+# -- text
+
+
+def report(runs: Sequence[PeerRun], *, quiet: bool, verbose: bool, dry_run: bool) -> None:
+    """Print what came of a run: its talk of trouble to stderr, all else to stdout."""
+    for run in runs:
+        name = run.peer.name
+        if run.error:
+            complain(f"{name}: {run.error}")
+        for result in run.results:
+            _report_result(name, result, quiet, verbose, dry_run)
+
+
+def _report_result(name: str, result: Result, quiet: bool, verbose: bool, dry_run: bool) -> None:
+    sides = (("here", result.local), (name, result.peer))
+    if not quiet:
+        for where, side in sides:
+            for path in side.scanned.skipped:
+                complain(f"{where}: skipped, it is no file, folder or link: {shown(path)}", "note")
+    if verbose or dry_run:
+        for where, side in sides:
+            for transition in _visible(side.transitions):
+                print(f"{where:>12}  {_WORDS[action_of(transition)]:<11}  {shown(transition.path)}")
+    for conflict in result.conflicts:
+        if conflict.open or not quiet:
+            print(_conflict_line(conflict))
+    for where, side in sides:
+        for problem in side.problems:
+            complain(f"{where}: {shown(problem.path)} {problem.why}", "problem")
+    if not quiet:
+        print(_summary(name, result, dry_run))
+
+
+def _conflict_line(conflict: Conflict) -> str:
+    path = shown(conflict.path)
+    match conflict.resolution:
+        case Resolution.MERGED:
+            return f"merged: {path}"
+        case Resolution.SET_ASIDE:
+            return f"conflict: {path}: the other version is now {shown(conflict.copy or b'')}"
+        case Resolution.DISPLACED:
+            return f"conflict: {path}: the other version is in the history of the side that had it"
+        case Resolution.SKIPPED:
+            return f"conflict: {path}: both sides left as they are"
+
+
+def _summary(name: str, result: Result, dry_run: bool) -> str:
+    parts = []
+    for where, side in (("here", result.local), (f"on {name}", result.peer)):
+        counts = Counter(action_of(transition) for transition in _visible(side.transitions))
+        if counts:
+            parts.append(
+                ", ".join(f"{count} {_WORDS[action]}" for action, count in counts.items()) + f" {where}"
+            )
+    if dry_run:
+        return f"{name}: " + ("would be: " + "; ".join(parts) if parts else "in step, nothing to do")
+    end = "in step" if result.in_step else "not in step: see the problems above"
+    if result.left:
+        end = f"{_plural(len(result.left), 'path')} left as they are"
+    if not parts:
+        return f"{name}: {end}"
+    copied = f", {size_of(result.transferred)} copied" if result.transferred else ""
+    return f"{name}: {'; '.join(parts)}{copied} in {result.seconds:.1f} s; {end}"
+
+
+def _visible(transitions: Iterable[Transition]) -> list[Transition]:
+    return [transition for transition in transitions if action_of(transition) is not Action.NOTHING]
+
+
+def complain(message: str, kind: str = "error") -> None:
+    """Say on stderr what is wrong, and what to do."""
+    print(f"p2psync: {kind}: {message}", file=sys.stderr)
+
+
+# -- JSON
+
+
+def as_json(runs: Sequence[PeerRun]) -> str:
+    """Return what came of a run as one JSON document; its schema is in the README."""
+    document: dict[str, Any] = {
+        "plan": [],
+        "outcomes": [],
+        "conflicts": [],
+        "problems": [],
+        "peers": [],
+        "stats": {"exit_code": int(worst(runs)), "seconds": 0.0, "copied": 0, "sent": 0, "received": 0},
+    }
+    for run in runs:
+        error = str(run.error) if run.error else None
+        peer = {"peer": run.peer.name, "address": run.peer.address}
+        document["peers"].append({**peer, "exit_code": int(run.exit_code), "error": error})
+        document["stats"]["sent"] += run.sent
+        document["stats"]["received"] += run.received
+        for result in run.results:
+            _add_result(document, run.peer.name, result)
+    return json.dumps(document, indent=2)
+
+
+def _add_result(document: dict[str, Any], peer: str, result: Result) -> None:
+    document["stats"]["seconds"] += round(result.seconds, 3)
+    document["stats"]["copied"] += result.transferred
+    for conflict in result.conflicts:
+        copy = _json_path(conflict.copy) if conflict.copy else None
+        document["conflicts"].append(
+            {"peer": peer, "path": _json_path(conflict.path), "resolution": conflict.resolution, "copy": copy}
+        )
+    for where, side in (("local", result.local), ("peer", result.peer)):
+        _add_side(document, {"peer": peer, "side": where}, side)
+
+
+def _add_side(document: dict[str, Any], place: dict[str, str], side: Side) -> None:
+    for problem in side.problems:
+        document["problems"].append({**place, "path": _json_path(problem.path), "why": problem.why})
+    failed = {problem.path for problem in side.problems}
+    for transition in _visible(side.transitions):
+        step = {**place, "path": _json_path(transition.path), "action": action_of(transition)}
+        kind = (
+            transition.wanted.kind
+            if transition.wanted.alive or transition.expected is None
+            else (transition.expected.kind)
+        )
+        document["plan"].append({**step, "kind": kind.name.lower(), "size": transition.wanted.size})
+        if side.carried_out:
+            document["outcomes"].append({**step, "done": transition.path not in failed})
+
+
+def _json_path(path: bytes) -> str:
+    """Return a path as a JSON string; bytes that are no UTF-8 become lone surrogates, as in os.fsdecode."""
+    return path.decode("utf-8", "surrogateescape")
+
+
+# -- status
+
+
+def status_text(status: Status) -> str:
+    """Return the status as text."""
+    lines = [f"{shown(status.root)} ({status.name})"]
+    for action, path in status.changes:
+        lines.append(f"  {_WORDS[action]:<11}  {shown(path)}")
+    for problem in status.problems:
+        lines.append(f"  {'problem':<11}  {shown(problem.path)} {problem.why}")
+    if not status.changes:
+        lines.append("nothing changed here since the last sync")
+    width = max((len(peer.name) for peer in status.peers), default=0)
+    for peer in status.peers:
+        when = f"in step {ago(time.time() - peer.synced_at)}" if peer.synced_at else "never in step"
+        behind = f", {_plural(peer.behind, 'path')} behind" if peer.behind else ""
+        lines.append(f"peer {peer.name:<{width}}  {when}{behind}  {peer.address}")
+    if not status.peers:
+        lines.append("no peers: `p2psync peer add NAME ADDRESS` adds one")
+    return "\n".join(lines) + "\n"
+
+
+def status_json(status: Status) -> str:
+    """Return the status as one JSON document."""
+    document = {
+        "root": _json_path(status.root),
+        "name": status.name,
+        "changes": [{"path": _json_path(path), "action": action} for action, path in status.changes],
+        "problems": [{"path": _json_path(problem.path), "why": problem.why} for problem in status.problems],
+        "peers": [asdict(peer) for peer in status.peers],
+    }
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,219 @@
+"""One run of `p2psync sync`: opens the replicas, syncs with each peer in turn, gathers what came of it.
+
+Owns locks, retries and the order of peers: what a later peer brings is carried to the earlier ones in the
+same run. One peer's trouble never keeps the others from being synced.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from p2psync.config import Peer
+from p2psync.core.model import Prefer
+from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
+from p2psync.local import LocalReplica, init
+from p2psync.peer import Address, parse_address
+from p2psync.remote import RemoteReplica, connect_local, connect_ssh
+from p2psync.sync import Progress, Result, Session
+
+RETRY_SECONDS = (0.05, 0.5)
+"""Between two tries for a lock, at random: two runs that got in each other's way must not meet again."""
+
+_SEVERITY = (Exit.FAILED, Exit.UNREACHABLE, Exit.LOCKED, Exit.CONFLICTS, Exit.IN_STEP)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A peer to sync with in this run."""
+
+    peer: Peer
+    configured: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to sync."""
+
+    prefer: Prefer = Prefer.BOTH
+    dry_run: bool = False
+    create: bool = False
+    """Make a peer a replica that is none yet."""
+    lock_wait: float = 10.0
+    """Seconds to wait for another run to finish."""
+
+
+@dataclass
+class PeerRun:
+    """What came of one peer."""
+
+    peer: Peer
+    results: list[Result] = field(default_factory=list)
+    """Of its rounds: a second one where a later peer brought something."""
+    error: P2PSyncError | None = None
+    sent: int = 0
+    received: int = 0
+    """Bytes on the wire."""
+
+    @property
+    def exit_code(self) -> Exit:
+        """What this peer alone would end the command with."""
+        if self.error:
+            return Exit(self.error.exit_code)
+        conflicts = any(conflict.open for result in self.results for conflict in result.conflicts)
+        in_step = self.results[-1].in_step if self.results else True
+        return Exit.IN_STEP if in_step and not conflicts else Exit.CONFLICTS
+
+
+def worst(runs: Sequence[PeerRun]) -> Exit:
+    """Return the exit code of the whole run."""
+    codes = {run.exit_code for run in runs}
+    return next(code for code in _SEVERITY if code in codes or code is Exit.IN_STEP)
+
+
+def sync(
+    root: bytes,
+    targets: Sequence[Target],
+    options: Options,
+    progress: Progress,
+    confirm: Callable[[str], bool],
+) -> list[PeerRun]:
+    """Sync the replica at `root` with each target.
+
+    Args:
+        root: the local replica.
+        targets: the peers, in order.
+        options: how.
+        progress: is told how it goes.
+        confirm: asks the user a question; whether to make a replica of a folder.
+
+    Raises:
+        ReplicaError: the local replica cannot be used.
+        Locked: another run has it.
+    """
+    deadline = time.monotonic() + options.lock_wait
+    while True:
+        last_try = time.monotonic() >= deadline
+        with ExitStack() as opened:
+            try:
+                home = LocalReplica(root)
+                opened.callback(home.close)
+                links = [_open(target, home, root, options, confirm, opened) for target in targets]
+                if last_try or not any(isinstance(link.run.error, Locked) for link in links):
+                    _sync_all(home, links, options, progress)
+                    return [link.run for link in links]
+            except Locked:
+                if last_try:
+                    raise
+        # All locks are free again here: two runs that hold one lock each and want the other's let go of both.
+        time.sleep(random.uniform(*RETRY_SECONDS))
+
+
+@dataclass
+class _Link:
+    """A target while the run lasts."""
+
+    run: PeerRun
+    replica: RemoteReplica | None = None
+    session: Session | None = None
+    seen: int = 0
+    """The newest change here that the peer has got."""
+
+
+def _open(
+    target: Target,
+    home: LocalReplica,
+    root: bytes,
+    options: Options,
+    confirm: Callable[[str], bool],
+    opened: ExitStack,
+) -> _Link:
+    link = _Link(PeerRun(target.peer))
+    known = target.configured and any(met.address == target.peer.address for met in home.peers())
+    try:
+        link.replica = _connect(target.peer, root, options, known, confirm)
+        opened.callback(link.replica.close)
+        if not options.dry_run:
+            home.met(link.replica.identity.replica, target.peer.address)
+    except P2PSyncError as error:
+        link.run.error = error
+    return link
+
+
+def _connect(
+    peer: Peer, root: bytes, options: Options, known: bool, confirm: Callable[[str], bool]
+) -> RemoteReplica:
+    """Open the replica at a peer's address; make it one if that is wanted.
+
+    Raises:
+        P2PSyncError: it cannot be opened, for one reason or the other.
+    """
+    address = parse_address(peer.address, port=peer.port)
+    create = options.create and not known and not options.dry_run
+    try:
+        return _open_address(address, peer, root, create)
+    except NotAReplica as error:
+        if known:
+            raise ReplicaError(
+                f"{address} has been a replica and is none now: is the disk mounted?"
+                " Nothing was touched. If it is to begin anew, run `p2psync init` there"
+            ) from error
+        if options.dry_run or not confirm(f"{address} is not a replica yet. Make it one?"):
+            raise NotAReplica(f"{address} is not a replica: --create makes it one") from error
+    return _open_address(address, peer, root, True)
+
+
+def _open_address(address: Address, peer: Peer, root: bytes, create: bool) -> RemoteReplica:
+    if address.host is None:
+        path = os.path.abspath(address.path)
+        if _overlap(path, root):
+            raise PeerError(f"{address} and {os.fsdecode(root)} are one inside the other, or the same")
+        return connect_local(path, open_replica, create)
+    return connect_ssh(
+        address, ssh_command=peer.ssh_command, remote_command=peer.remote_command, create=create
+    )
+
+
+def open_replica(root: bytes, create: bool) -> LocalReplica:
+    """Open a replica for a peer; with `create`, make it one first if it is none.
+
+    Raises:
+        ReplicaError: it cannot be opened.
+        Locked: another run has it.
+    """
+    if create:
+        init(root)
+    return LocalReplica(root)
+
+
+def _overlap(one: bytes, other: bytes) -> bool:
+    one, other = os.path.realpath(one) + b"/", os.path.realpath(other) + b"/"
+    return one.startswith(other) or other.startswith(one)
+
+
+def _sync_all(home: LocalReplica, links: list[_Link], options: Options, progress: Progress) -> None:
+    for link in links:
+        _round(home, links[0].session, link, options, progress)
+    for link in links[:-1]:
+        if link.seen < home.newest():
+            _round(home, None, link, options, progress)
+
+
+def _round(
+    home: LocalReplica, first: Session | None, link: _Link, options: Options, progress: Progress
+) -> None:
+    if link.run.error or link.replica is None:
+        return
+    try:
+        if link.session is None:
+            link.session = Session(home, link.replica, progress)
+            link.session.scan(not options.dry_run, first.home_scanned if first else None)
+        link.run.results.append(link.session.round(options.prefer, not options.dry_run))
+    except P2PSyncError as error:
+        link.run.error = error
+    link.seen = home.newest()
+    link.run.sent, link.run.received = link.replica.traffic
