@@ -48,16 +48,15 @@ class _Directory(click.Path):
 @click.option(
     "-C", "directory", type=_Directory(), default=b".", metavar="DIR", help="Run as if started in DIR."
 )
-@click.pass_context
-def cli(context: click.Context, directory: bytes) -> None:
+def cli(directory: bytes) -> None:
     """Keep directories identical, in both directions, over SSH or local paths.
 
     A directory becomes a replica with `init`; `sync` makes it and its peers the same.
     """
-    context.obj = directory
+    os.chdir(directory)
 
 
-def _root(context: click.Context) -> bytes:
+def _root() -> bytes:
     """Return the replica that the command is about.
 
     Raises:
@@ -65,29 +64,25 @@ def _root(context: click.Context) -> bytes:
     """
     from p2psync.local import find_root
 
-    start: bytes = context.find_root().obj
-    root = find_root(start)
+    root = find_root(b".")
     if root is None:
-        where = os.fsdecode(os.path.abspath(start))
-        raise NotAReplica(f"{where} is not in a replica: `p2psync init` makes a directory one")
+        raise NotAReplica(f"{os.getcwd()} is not in a replica: `p2psync init` makes a directory one")
     return root
 
 
 @cli.command(epilog=_exits())
-@click.argument("directory", type=_Directory(exists=False), default=None, required=False)
+@click.argument("directory", type=_Directory(exists=False), default=b".")
 @click.option("--name", help="What people call this replica.  [default: host:directory]")
-@click.pass_context
-def init(context: click.Context, directory: bytes | None, name: str | None) -> None:
+def init(directory: bytes, name: str | None) -> None:
     """Make DIRECTORY (default: the current one) a replica.
 
     Its state is kept in DIRECTORY/.p2psync. Doing it twice changes nothing.
     """
     from p2psync import local
 
-    root = os.path.join(context.find_root().obj, directory or b"")
-    made = local.init(root, name)
+    made = local.init(directory, name)
     what = "is a replica now" if made else "was a replica already; nothing changed"
-    click.echo(f"{os.fsdecode(os.path.realpath(root))} {what}")
+    click.echo(f"{os.fsdecode(os.path.realpath(directory))} {what}")
 
 
 def _connection_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -148,7 +143,7 @@ def sync(
     from p2psync import render, run
     from p2psync.core.model import Prefer
 
-    root = _root(context)
+    root = _root()
     targets = _targets(root, peers, ssh_command, port, remote_command)
     options = run.Options(Prefer(prefer), dry_run, create, lock_wait)
     talkative = sys.stderr.isatty() and not (quiet or as_json)
@@ -185,9 +180,15 @@ def _targets(
 
 
 def _unnamed(address: str) -> Peer:
-    """Return the peer at an address that is not configured."""
+    """Return the peer at an address that is not configured.
+
+    Raises:
+        UsageError: it is a bare word that names nothing.
+    """
     from p2psync.config import Peer
 
+    if "/" not in address and ":" not in address and not os.path.isdir(address):
+        raise click.UsageError(f"there is no peer and no folder named {address!r}")
     return Peer(address, _absolute(address))
 
 
@@ -220,9 +221,7 @@ def peer() -> None:
 @click.argument("name")
 @click.argument("address")
 @_connection_options
-@click.pass_context
 def peer_add(
-    context: click.Context,
     name: str,
     address: str,
     ssh_command: str | None,
@@ -236,40 +235,37 @@ def peer_add(
     from p2psync import config
 
     added = config.Peer(name, _absolute(address), ssh_command, port, remote_command)
-    config.add_peer(_root(context), added)
+    config.add_peer(_root(), added)
     click.echo(f"added {name}: {added.address}")
 
 
 @peer.command("list", epilog=_exits())
-@click.pass_context
-def peer_list(context: click.Context) -> None:
+def peer_list() -> None:
     """List the configured peers."""
     from p2psync import config
 
-    for known in config.peers(_root(context)):
+    for known in config.peers(_root()):
         click.echo(f"{known.name}\t{known.address}")
 
 
 @peer.command("remove", epilog=_exits())
 @click.argument("name")
-@click.pass_context
-def peer_remove(context: click.Context, name: str) -> None:
+def peer_remove(name: str) -> None:
     """Forget the peer NAME; nothing is touched there."""
     from p2psync import config
 
-    config.remove_peer(_root(context), name)
+    config.remove_peer(_root(), name)
     click.echo(f"removed {name}")
 
 
 @cli.command(epilog=_exits(Exit.LOCKED))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.pass_context
-def status(context: click.Context, as_json: bool) -> None:
+def status(as_json: bool) -> None:
     """Show what changed here since the last sync, and when each peer was last in step."""
     from p2psync import render
     from p2psync.status import status
 
-    now = status(_root(context))
+    now = status(_root())
     click.echo(render.status_json(now) if as_json else render.status_text(now), nl=False)
 
 

@@ -206,6 +206,8 @@ def _conflict_line(conflict: Conflict) -> str:
     match conflict.resolution:
         case Resolution.MERGED:
             return f"merged: {path}"
+        case Resolution.KEPT:
+            return f"conflict: {path}: kept, it was changed on one side and deleted on the other"
         case Resolution.SET_ASIDE:
             return f"conflict: {path}: the other version is now {shown(conflict.copy or b'')}"
         case Resolution.DISPLACED:

@@ -43,8 +43,9 @@ def status(root: bytes) -> Status:
     try:
         found = replica.look()
         new = {record.path for record in found.changes}
-        met = {record.address: record for record in replica.peers() if record.address}
-        last = max((record.acknowledged for record in met.values()), default=0)
+        known = replica.peers()
+        met = {record.address: record for record in known}
+        last = max((record.acknowledged for record in known), default=0)
         changes = {
             record.path: action_of(Transition(record.path, record.replaces, record.row.entry))
             for record in found.changes

@@ -16,27 +16,21 @@ inside any directory a rule is asked about bare names only.  No regular expressi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
 
-# A component that needs more bytes than this matches no name on any file system (255 bytes on
-# Linux, 255 UTF-16 units elsewhere).  Dropping it bounds the size of what gets compiled.
-_NAME_MAX = 1024
-
-_EXCLUDE_FILE = b".p2psync/ignore"
-_RULES_FILE = b".p2pignore"
+from p2psync.core.paths import IGNORE_FILE, MAX_NAME, SIDECAR
 
 _BOM = b"\xef\xbb\xbf"
 _EVERY_BYTE = frozenset(range(256))
-_SLASH = frozenset(b"/")
 
 # wildmatch tests classes with git's own ASCII ctype table, in which \v and \f are not space.
-_LOWER, _UPPER, _DIGIT = frozenset(range(97, 123)), frozenset(range(65, 91)), frozenset(range(48, 58))
-_GRAPH = frozenset(range(33, 127))
+_LOWER, _UPPER = frozenset(range(97, 123)), frozenset(range(65, 91))
+_DIGIT, _GRAPH = frozenset(range(48, 58)), frozenset(range(33, 127))
 _CLASSES = {
     b"alnum": _LOWER | _UPPER | _DIGIT,
     b"alpha": _LOWER | _UPPER,
@@ -53,22 +47,20 @@ _CLASSES = {
 }
 
 _TOKEN = re.compile(
-    rb"(?P<separator>\\?/)|(?P<star>\*+)|(?P<any>\?)|(?P<bracket>\[[!^]?)|\\(?P<escaped>.)|(?P<plain>[^\\])",
+    rb"(?P<separator>\\?/)|(?P<star>\*+)|(?P<any>\?)|(?P<bracket>\[[!^]?)|(?P<byte>\\.|[^\\])",
     re.DOTALL,
 )
-# One item of a bracket: a class, else a byte or a range.  What looks like a class but has no `:]`
-# at the first `]` is plain bytes.
-_ITEM = re.compile(
-    rb"\[:(?P<kind>[^]]*):\]|\\?(?P<first>(?<=\\).|[^\\])(?:-\\?(?P<last>(?<=\\).|[^]\\]))?", re.DOTALL
-)
+# One byte in a bracket, or a range of them.
+_RANGE = re.compile(rb"(\\.|[^\\])(?:-(\\.|[^]\\]))?", re.DOTALL)
 # `**` filling a whole component, with what ends it.
 _DEEP = re.compile(rb"\*\*+(/|\\/|\Z)")
-# A literal start, then `**` that fills only the rest of its component: see `_spellings`.
-_GLUED = re.compile(rb"([^*?[\\]*[^*?[\\/])\*\*+(/|\\/|\Z)(.*)", re.DOTALL)
+# A literal start, then `**` that fills only the rest of its component: see `_spellings`.  Further
+# `**/` add nothing to the first.
+_GLUED = re.compile(rb"([^*?[\\]*[^*?[\\/])\*\*+(?:/\*\*+(?=/))*(/|\\/|\Z)(.*)", re.DOTALL)
 
 
-class _NeverMatches(Exception):
-    """The pattern is malformed, or asks for what no path has: git skips it without a word."""
+class _PatternError(Exception):
+    """No path can match the pattern; git skips such a rule without a word."""
 
 
 class _Verdict(NamedTuple):
@@ -96,10 +88,15 @@ class _Suffix(NamedTuple):
 
 
 class _Glob(NamedTuple):
-    regex: re.Pattern[bytes]
+    regex: bytes
 
     def fits(self, name: bytes) -> bool:
-        return self.regex.fullmatch(name) is not None
+        return _compiled(self.regex).fullmatch(name) is not None
+
+
+@lru_cache(maxsize=1024)
+def _compiled(regex: bytes) -> re.Pattern[bytes]:
+    return re.compile(regex, re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,47 +109,41 @@ class _Step:
     names: _Exact | _Suffix | _Glob
     then: _Step | None
 
-    @property
-    def settled(self) -> bool:
-        """The rule is about a name at any depth from here: going down never changes it."""
-        return self.deep and self.then is None
-
 
 class _Table:
     """Rules about bare names, arranged so that the last match is found without trying each."""
 
-    __slots__ = ("_exact", "_globs", "_suffixes", "_tails")
+    __slots__ = ("_any_glob", "_exact", "_globs", "_suffixes", "_tails")
 
-    def __init__(self, steps: Iterable[_Step]) -> None:
+    def __init__(self, steps: Sequence[_Step]) -> None:
         self._exact: dict[bytes, _Verdict] = {}
         self._suffixes: dict[bytes, _Verdict] = {}
-        globs: list[tuple[_Verdict, re.Pattern[bytes]]] = []
-        for step in sorted(steps, key=lambda step: step.verdict):
+        self._globs: list[tuple[_Verdict, _Glob]] = []
+        for step in sorted(steps, key=lambda step: step.verdict, reverse=True):
             match step.names:
                 case _Exact(name):
-                    self._exact[name] = step.verdict
+                    self._exact.setdefault(name, step.verdict)
                 case _Suffix(tail):
-                    self._suffixes[tail] = step.verdict
-                case _Glob(regex):
-                    globs.append((step.verdict, regex))
+                    self._suffixes.setdefault(tail, step.verdict)
+                case _Glob() as glob:
+                    self._globs.append((step.verdict, glob))
         self._tails = sorted({len(tail) for tail in self._suffixes})
-        self._globs = globs[::-1]
+        # Most names match none of the globs: one test of all of them says so.
+        self._any_glob = _compiled(b"|".join(glob.regex for _, glob in self._globs) or rb"(?!)")
 
     def find(self, name: bytes) -> _Verdict:
         found = self._exact.get(name, _SILENT)
         for length in self._tails:
-            found = max(found, self._suffixes.get(name[-length:], _SILENT))
-        for verdict, regex in self._globs:
-            if verdict < found:
-                break
-            if regex.fullmatch(name):
-                return verdict
+            verdict = self._suffixes.get(name[-length:])
+            if verdict is not None and verdict > found:
+                found = verdict
+        if self._globs and self._any_glob.fullmatch(name):
+            hit = next(verdict for verdict, glob in self._globs if glob.fits(name))
+            return max(found, hit)
         return found
 
 
-class _Tables(NamedTuple):
-    files: _Table
-    dirs: _Table
+_Tables = tuple[_Table, _Table]  # for what is not a directory and for directories: [is_dir]
 
 
 @lru_cache(maxsize=1024)
@@ -160,7 +151,7 @@ def _tables(steps: tuple[_Step, ...]) -> _Tables | None:
     """Return the tables of the last steps of rules, or None if there is no rule."""
     if not steps:
         return None
-    return _Tables(_Table(step for step in steps if not step.dirs_only), _Table(steps))
+    return _Table([step for step in steps if not step.dirs_only]), _Table(steps)
 
 
 class _Rules(NamedTuple):
@@ -171,12 +162,8 @@ class _Rules(NamedTuple):
     here: _Tables | None  # those of `moving` that are down to the name
 
     def find(self, name: bytes, is_dir: bool) -> _Verdict:
-        found = _SILENT
-        if self.settled is not None:
-            found = (self.settled.dirs if is_dir else self.settled.files).find(name)
-        if self.here is not None:
-            found = max(found, (self.here.dirs if is_dir else self.here.files).find(name))
-        return found
+        found = _SILENT if self.settled is None else self.settled[is_dir].find(name)
+        return found if self.here is None else max(found, self.here[is_dir].find(name))
 
     def below(self, name: bytes) -> _Rules:
         if not self.moving:
@@ -209,8 +196,8 @@ class Ignore:
     """The rules in force inside one directory.
 
     Attributes:
-        fingerprint: Digest of the ignore files in force here, each with its place and text.  For one
-            and the same directory, equal fingerprints mean equal answers, there and below.
+        fingerprint: Digest of the ignore files in force here, each with its place and text: for
+            one and the same directory, equal fingerprints mean equal answers.
     """
 
     _files: tuple[_Rules, ...]  # nearest first: the first file with a matching rule decides
@@ -219,15 +206,15 @@ class Ignore:
 
     @classmethod
     def top(cls, exclude: bytes = b"", rules: bytes = b"") -> Ignore:
-        """Return the view inside the root, from the texts of its local and its shared ignore file."""
+        """Return the view inside the root, from the texts of its two ignore files."""
         bare = cls((), b"", xxh3_128_digest(b""))
-        return bare._with(_EXCLUDE_FILE, exclude)._with(_RULES_FILE, rules)
+        return bare._with(SIDECAR + b"/ignore", exclude)._with(IGNORE_FILE, rules)
 
     def below(self, name: bytes, rules: bytes = b"") -> Ignore:
-        """Return the view inside the child directory `name`, whose own ignore file reads `rules`."""
+        """Return the view inside the child `name`, whose own ignore file reads `rules`."""
         inherited = (file.below(name) for file in self._files)
         files = tuple(file for file in inherited if not file.empty)
-        return Ignore(files, self._place + name + b"/", self.fingerprint)._with(_RULES_FILE, rules)
+        return Ignore(files, self._place + name + b"/", self.fingerprint)._with(IGNORE_FILE, rules)
 
     def matches(self, name: bytes, is_dir: bool) -> bool:
         """Return whether the child `name` of this directory is ignored.
@@ -260,8 +247,9 @@ class Ignore:
 def _parse(text: bytes) -> _Rules:
     """Return the rules of an ignore file, inside the directory that holds it."""
     steps = [step for rank, line in enumerate(_lines(text)) for step in _rule(rank, line)]
-    settled = tuple(step for step in steps if step.settled)
-    return _rules(_tables(settled), tuple(step for step in steps if not step.settled))
+    settled = tuple(step for step in steps if step.deep and step.then is None)
+    moving = tuple(step for step in steps if not step.deep or step.then is not None)
+    return _rules(_tables(settled), moving)
 
 
 def _lines(text: bytes) -> Iterator[bytes]:
@@ -289,7 +277,7 @@ def _rule(rank: int, line: bytes) -> list[_Step]:
     for spelling in _spellings(pattern.removeprefix(b"/")) if anchored else [b"**/" + pattern]:
         try:
             components = list(_components(spelling))
-        except _NeverMatches:
+        except _PatternError:
             continue
         then: _Step | None = None
         for deep, names in reversed(components):
@@ -302,10 +290,10 @@ def _rule(rank: int, line: bytes) -> list[_Step]:
 def _spellings(pattern: bytes) -> list[bytes]:
     """Return the patterns that together mean the anchored `pattern`.
 
-    Before it calls wildmatch, git compares the literal start of an anchored pattern and cuts it off.
-    A `**` just after that start then looks as if it began the pattern: `foo**/bar` matches not only
-    `foox/bar`, as the manual has it, but `foobar` and `foo/x/bar` too.  Git 2.52 mended this
-    ("match_pathname(): give fnmatch one char of prefix context"); we follow the many before it.
+    Before it calls wildmatch, git compares the literal start of an anchored pattern and cuts it
+    off.  A `**` just after that start then looks as if it began the pattern: `foo**/bar` matches
+    not only `foox/bar`, as the manual has it, but `foobar` and `foo/x/bar` too.  Fixed in late 2025
+    ("match_pathname(): give fnmatch one char of prefix context"); we follow the gits before that.
     """
     glued = _GLUED.fullmatch(pattern)
     if glued is None:
@@ -323,7 +311,7 @@ def _components(pattern: bytes) -> Iterator[tuple[bool, _Exact | _Suffix | _Glob
     """Yield the path components of `pattern`, each with whether `**/` comes before it.
 
     Raises:
-        _NeverMatches: No path can match.
+        _PatternError: No path can match.
     """
     at, deep = 0, False
     while at <= len(pattern):
@@ -350,7 +338,7 @@ def _tokens(pattern: bytes, at: int) -> tuple[list[frozenset[int] | None], int]:
     while at < len(pattern):
         token = _TOKEN.match(pattern, at)
         if token is None:  # a lone backslash at the end
-            raise _NeverMatches
+            raise _PatternError
         at = token.end()
         match token.lastgroup:
             case "separator":
@@ -361,43 +349,52 @@ def _tokens(pattern: bytes, at: int) -> tuple[list[frozenset[int] | None], int]:
                 tokens.append(_EVERY_BYTE)
             case "bracket":
                 members, at = _bracket(pattern, at)
-                tokens.append((members if len(token[0]) == 1 else _EVERY_BYTE - members) - _SLASH)
+                tokens.append(members if len(token[0]) == 1 else _EVERY_BYTE - members)
             case _:
-                tokens.append(frozenset(token["escaped"] or token["plain"]))
+                tokens.append(frozenset(token["byte"][-1:]))
     return tokens, len(pattern) + 1
 
 
 def _bracket(pattern: bytes, at: int) -> tuple[frozenset[int], int]:
     """Read a bracket whose items start at `at`; return its members and where it ends."""
     members: set[int] = set()
-    start = at
-    while at == start or pattern[at : at + 1] != b"]":  # a `]` that comes first is a member
-        item = _ITEM.match(pattern, at)
-        if item is None:
-            raise _NeverMatches
-        if item["kind"] is not None:
-            if item["kind"] not in _CLASSES:
-                raise _NeverMatches
-            members |= _CLASSES[item["kind"]]
+    start, close = at, -1
+    while True:
+        if close < at:
+            close = pattern.find(b"]", at)
+        if at == close > start:  # a `]` that comes first is a member
+            return frozenset(members), at + 1
+        item = _RANGE.match(pattern, at)
+        if close < 0 or item is None:
+            raise _PatternError
+        # What starts like a class but has no `:]` at the first `]` is plain bytes.
+        if pattern.startswith(b"[:", at) and close > at + 2 and pattern.startswith(b":", close - 1):
+            members |= _class(pattern[at + 2 : close - 1])
+            at = close + 1
         else:
-            first, last = item["first"], item["last"] or item["first"]
-            members.update(first, range(first[0], last[0] + 1))  # `[z-a]` still has its z
-        at = item.end()
-    return frozenset(members), at + 1
+            first, last = item[1][-1], (item[2] or item[1])[-1]
+            members.update((first,), range(first, last + 1))  # `[z-a]` still has its z
+            at = item.end()
+
+
+def _class(name: bytes) -> frozenset[int]:
+    if name not in _CLASSES:
+        raise _PatternError
+    return _CLASSES[name]
 
 
 def _names(tokens: list[frozenset[int] | None]) -> _Exact | _Suffix | _Glob:
     """Choose the cheapest test for the names that `tokens` allow."""
     places = [token for token in tokens if token is not None]
-    if not tokens or len(places) > _NAME_MAX or not all(places):
-        raise _NeverMatches
+    if not tokens or not all(places) or len(places) > MAX_NAME:
+        raise _PatternError
     if all(len(place) == 1 for place in places):
         fixed = bytes(byte for place in places for byte in place)
         if len(places) == len(tokens):
             return _Exact(fixed)
         if tokens[0] is None and len(places) == len(tokens) - 1 and fixed:
             return _Suffix(fixed)
-    return _Glob(re.compile(_regex(tokens), re.DOTALL))
+    return _Glob(_regex(tokens))
 
 
 def _regex(tokens: list[frozenset[int] | None]) -> bytes:

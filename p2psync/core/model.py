@@ -164,6 +164,8 @@ class Resolution(StrEnum):
     """How a conflict ended."""
 
     MERGED = "merged"
+    KEPT = "kept"
+    """Edited on one side, deleted on the other: the edit lives."""
     SET_ASIDE = "set-aside"
     DISPLACED = "displaced"
     """The loser is in the history of the replica that had it."""
@@ -177,3 +179,8 @@ class Conflict(NamedTuple):
     resolution: Resolution
     copy: bytes | None = None
     """Where the loser was set aside."""
+
+    @property
+    def open(self) -> bool:
+        """Is there something for a person to look at?"""
+        return self.resolution in (Resolution.SET_ASIDE, Resolution.SKIPPED)

@@ -153,7 +153,9 @@ class _Judge:
 
     def _dispute(self, ours: Entry, theirs: Entry) -> Verdict:
         if not (ours.alive and theirs.alive):
-            return self._decide(ours, theirs, ours if ours.alive else theirs)
+            living = ours if ours.alive else theirs
+            kept = None if living.kind is Kind.DIRECTORY else Resolution.KEPT
+            return self._decide(ours, theirs, living, (), kept)
         if ours.kind is not theirs.kind and Kind.DIRECTORY in (ours.kind, theirs.kind):
             directory, leaf = (ours, theirs) if ours.kind is Kind.DIRECTORY else (theirs, ours)
             return self._decide(ours, theirs, directory, (leaf,), Resolution.SET_ASIDE)
