@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 from xxhash import xxh3_128_digest
 
@@ -29,8 +30,14 @@ LEVEL = 1
 class Bases:
     """The kept texts of one sidecar."""
 
-    def __init__(self, sidecar: int) -> None:
-        """Use the file `bases` in the directory open as `sidecar`."""
+    def __init__(self, sidecar: int, kept: Callable[[Sequence[Digest]], set[Digest]]) -> None:
+        """Use the file `bases` in the directory open as `sidecar`.
+
+        Args:
+            sidecar: the directory.
+            kept: tells which of some texts are kept already.
+        """
+        self._kept = kept
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open("bases", flags, 0o600, dir_fd=sidecar)
         self._waiting: dict[Digest, bytes] = {}
@@ -66,6 +73,9 @@ class Bases:
         return text if xxh3_128_digest(text) == extent.digest else None
 
     def _write(self) -> None:
+        self._size = 0
+        for digest in self._kept(list(self._waiting)):
+            del self._waiting[digest]
         if not self._waiting:
             return
         block = zstd.compress(b"".join(self._waiting.values()), LEVEL)
@@ -76,4 +86,3 @@ class Bases:
             self._extents.append(Extent(digest, offset, len(block), start, len(data)))
             start += len(data)
         self._waiting.clear()
-        self._size = 0

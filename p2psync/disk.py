@@ -14,6 +14,8 @@ import stat
 import sys
 from collections.abc import Callable
 
+from xxhash import xxh3_128, xxh3_128_digest
+
 from p2psync.core.model import Digest, Kind, Stat
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -141,19 +143,19 @@ def open_file(name: bytes, dir_fd: int) -> int:
 def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
     """Return the digest of a regular file and the stat that goes with it.
 
+    The stat is of the open file, from before it was read, and still the same after.
+
     Raises:
         Changing: it was written to meanwhile.
         OSError: it cannot be read.
     """
-    from xxhash import xxh3_128, xxh3_128_digest
-
     fd = os.open(name, OPEN_FILE, dir_fd=dir_fd)
     try:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
         if before.st_size < BLOCK:
-            digest = xxh3_128_digest(os.read(fd, BLOCK))
+            digest = xxh3_128_digest(os.read(fd, before.st_size + 1))
         else:
             state = xxh3_128()
             buffer = memoryview(bytearray(BLOCK))
@@ -162,7 +164,7 @@ def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
                     state.update(buffer[:length])
             digest = state.digest()
         after = os.fstat(fd)
-        if stat_of(after) != stat_of(before):
+        if after.st_mtime_ns != before.st_mtime_ns or after.st_ctime_ns != before.st_ctime_ns:
             raise Changing(errno.EAGAIN, "is being written to")
         return Digest(digest), after
     finally:

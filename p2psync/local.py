@@ -112,7 +112,7 @@ class LocalReplica:
             self._close.callback(self._manifest.close)
             self._store = Store(sidecar)
             self._close.callback(self._store.close)
-            self._bases = Bases(sidecar)
+            self._bases = Bases(sidecar, self._manifest.kept)
             self._close.callback(self._bases.close)
         except (FileNotFoundError, NotADirectoryError) as error:
             self._close.close()
@@ -125,6 +125,7 @@ class LocalReplica:
             raise
         self._sidecar = sidecar
         self._ignores: dict[bytes, Ignore] = {}
+        self._any_rules = True
 
     def _lock(self, sidecar: int, shown: str) -> None:
         """Take the lock; the system drops it when the process ends, however it ends."""
@@ -155,6 +156,7 @@ class LocalReplica:
         stamp = self._manifest.next_stamp()
         found = scan(self._root, self._manifest, stamp, self._exclude())
         self._ignores = found.ignores
+        self._any_rules = bool(found.rules)
         with contextlib.ExitStack() as transaction:
             if keep and not (found.changes or found.vouched or found.fingerprints or found.special):
                 told = []
@@ -187,6 +189,8 @@ class LocalReplica:
 
     def _is_ignored(self, name: Name) -> bool:
         """Do the rules, as the last scan found them, leave this path out?"""
+        if not self._any_rules:
+            return False
         view = self._ignores.get(b"") or Ignore.top(self._exclude())
         parts = name.path.split(b"/")
         for depth, part in enumerate(parts[:-1], 1):
@@ -261,17 +265,24 @@ class LocalReplica:
     def missing(self, wanted: Sequence[Content]) -> list[Content]:
         """Stage all of `wanted` that this replica holds anywhere; return the rest."""
         self._store.want(wanted)
-        holders = self._manifest.holders([content.digest for content in wanted])
-        return [content for content in wanted if not self._stage_own(content, holders.get(content.digest))]
+        digests = [content.digest for content in wanted]
+        holders, kept = self._manifest.holders(digests), self._manifest.kept(digests)
+        return [
+            content
+            for content in wanted
+            if not self._store.has_staged(content)
+            and not self._stage_own(content, holders.get(content.digest), content.digest in kept)
+        ]
 
-    def _stage_own(self, content: Content, holders: list[bytes] | None) -> bool:
-        if self._store.has_staged(content):
-            return True
+    def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
+        """Stage what is in another file of the tree, or among the bases."""
         if holders:
             with self._opened(content.digest, holders) as fd:
                 if fd is not None and self._store.stage_copy(fd, content):
+                    if content.size <= MAX_TEXT:
+                        self._bases.add(content.digest, os.pread(fd, MAX_TEXT, 0))
                     return True
-        extent = self._manifest.extent(content.digest)
+        extent = self._manifest.extent(content.digest) if kept else None
         text = self._bases.read(extent) if extent else None
         return text is not None and self._store.stage_bytes(text, content)
 
@@ -282,7 +293,7 @@ class LocalReplica:
         holders = self._manifest.holders(digests)
         for digest in digests:
             with self._opened(digest, holders.get(digest, [])) as fd:
-                for piece in self._pieces(digest, fd):
+                for piece in _pieces(digest, fd):
                     batch.append(piece)
                     size += len(piece.data)
                     if size >= PIECE_BYTES:
@@ -291,26 +302,16 @@ class LocalReplica:
         if batch:
             yield batch
 
-    def _pieces(self, digest: Digest, fd: int | None) -> Iterator[Piece]:
-        """Yield the contents of an open file; what fits one piece may be a text worth keeping."""
-        if fd is None:
-            yield Piece(digest, b"", More.GONE)
-            return
-        data = os.read(fd, PIECE_BYTES)
-        if len(data) < PIECE_BYTES:
-            self._keep(digest, data)
-        while following := len(data) == PIECE_BYTES and os.read(fd, PIECE_BYTES):
-            yield Piece(digest, data, More.MORE)
-            data = following
-        yield Piece(digest, data, More.LAST)
-
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         self._store.stage(batches, self._keep)
 
     def _keep(self, digest: Digest, data: bytes) -> None:
-        """Keep a text that is becoming common, for merges to come."""
-        if len(data) <= MAX_TEXT and self._manifest.extent(digest) is None:
+        """Keep a text that comes from elsewhere, for merges to come.
+
+        Whoever has a version has made it or taken it in; of two that have it, at least one keeps it.
+        """
+        if len(data) <= MAX_TEXT:
             self._bases.add(digest, data)
 
     # -- what becomes of it
@@ -354,11 +355,10 @@ class LocalReplica:
                 and entry.size <= MAX_TEXT
                 and entry.same_bytes(replaced)
                 and entry.version != replaced.version
-                and self._manifest.extent(entry.digest) is None
             ):
                 with self._opened(entry.digest, [path]) as fd:
                     if fd is not None:
-                        self._bases.add(entry.digest, os.read(fd, MAX_TEXT))
+                        self._bases.add(entry.digest, os.read(fd, entry.size))
 
     def newest(self) -> int:
         """Return the sequence number of the newest change."""
@@ -397,3 +397,16 @@ class LocalReplica:
             before = self._manifest.bases(change.path)[-1:]
             expected = before[0] if before else None
             yield change.path, action_of(Transition(change.path, expected, change.entry))
+
+
+def _pieces(digest: Digest, fd: int | None) -> Iterator[Piece]:
+    """Yield the contents of an open file."""
+    if fd is None:
+        yield Piece(digest, b"", More.GONE)
+        return
+    left = os.fstat(fd).st_size
+    while left > PIECE_BYTES:
+        data = os.read(fd, PIECE_BYTES)
+        yield Piece(digest, data, More.MORE)
+        left = left - len(data) if data else 0
+    yield Piece(digest, os.read(fd, left), More.LAST)

@@ -328,6 +328,16 @@ class Manifest:
         found = self._db.execute("SELECT * FROM kept WHERE digest = ?", (digest,)).fetchone()
         return Extent(*found) if found else None
 
+    def kept(self, digests: Sequence[Digest]) -> set[Digest]:
+        """Return which of these texts are kept."""
+        found: set[Digest] = set()
+        for start in range(0, len(digests), _CHUNK):
+            chunk = digests[start : start + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            rows = self._db.execute(f"SELECT digest FROM kept WHERE digest IN ({marks})", chunk)
+            found.update(digest for (digest,) in rows)
+        return found
+
     def keep(self, extents: Iterable[Extent]) -> None:
         """Remember where texts are kept."""
         self._db.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", extents)

@@ -39,13 +39,16 @@ class Address:
         user = f"{self.user}@" if self.user else ""
         if self.port is None:
             return f"{user}{host}:{os.fsdecode(self.path)}"
-        path = self.path if self.path.startswith(b"/") else b"/~/" + self.path
-        return f"ssh://{user}{host}:{self.port}{quote_from_bytes(path, safe='/~')}"
+        # At its start /~ would mean the home.
+        path = quote_from_bytes(self.path)
+        start = "" if path.startswith("/") else "/~/"
+        return f"ssh://{user}{host}:{self.port}{start}{path.replace('/~', '/%7E', 1)}"
 
 
 _HOST = re.compile(r"[A-Za-z0-9_.%:-]+")
 """Names, IPv4 and IPv6 with a zone, aliases of ssh_config."""
 _USER = re.compile(r"[^\s@/:'\"`$\\;&|<>(){}*?!#~]+")
+_PORT = re.compile(r"[0-9]{1,5}")
 _URL = re.compile(
     r"ssh://(?:(?P<user>[^@/]*)@)?(?P<host>\[[^]/]*\]|[^:/]*)(?::(?P<port>[^/]*))?(?P<path>/.*)?", re.S
 )
@@ -63,12 +66,12 @@ def parse_address(text: str, port: int | None = None) -> Address:
     Raises:
         AddressError: says what is wrong with it.
     """
-    if not text or "\0" in text:
+    if not text:
         raise AddressError("an empty address")
     if text.startswith("file://"):
         if not text.startswith("file:///"):
             raise AddressError(f"{text!r}: a file address has three slashes: file:///path")
-        return Address(unquote_to_bytes(text.removeprefix("file://")))
+        return _local(text, unquote_to_bytes(os.fsencode(text.removeprefix("file://"))))
     if text.startswith("ssh://"):
         return _from_url(text, port)
     scheme = re.match(r"[a-z][a-z0-9+.-]*://", text)
@@ -79,7 +82,7 @@ def parse_address(text: str, port: int | None = None) -> Address:
         if match is None:
             raise AddressError(f"{text!r} is no address")
         return _remote(text, match["user"], match["host"], port, os.fsencode(match["path"]))
-    return Address(os.fsencode(text))
+    return _local(text, os.fsencode(text))
 
 
 def _from_url(text: str, port: int | None) -> Address:
@@ -87,21 +90,38 @@ def _from_url(text: str, port: int | None) -> Address:
     if match is None:
         raise AddressError(f"{text!r} is no address: ssh://[user@]host[:port]/path")
     if match["port"]:
-        if not match["port"].isascii() or not match["port"].isdigit() or not 0 < int(match["port"]) < 65536:
+        if not _PORT.fullmatch(match["port"]) or not 0 < int(match["port"]) < 65536:
             raise AddressError(f"{text!r}: a port is a number from 1 to 65535")
         port = int(match["port"])
-    return _remote(text, match["user"], match["host"], port, unquote_to_bytes(match["path"] or ""))
+    path = match["path"] or ""
+    if path.startswith("/~"):
+        path = path.removeprefix("/")
+    return _remote(text, match["user"], match["host"], port, unquote_to_bytes(os.fsencode(path)))
+
+
+def _local(text: str, path: bytes) -> Address:
+    if b"\0" in path:
+        raise AddressError(f"{text!r}: a path holds no NUL byte")
+    return Address(path)
 
 
 def _remote(text: str, user: str | None, host: str, port: int | None, path: bytes) -> Address:
     """Check the parts: a host that begins with `-` would be an option of ssh (CVE-2017-1000117)."""
-    host = host.removeprefix("[").removesuffix("]")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     if not _HOST.fullmatch(host) or host.startswith("-"):
         raise AddressError(f"{text!r}: {host!r} cannot be a host")
     if user is not None and (not _USER.fullmatch(user) or user.startswith("-") or not user.isprintable()):
         raise AddressError(f"{text!r}: {user!r} cannot be a user")
-    if b"\0" in path:
-        raise AddressError(f"{text!r}: a path holds no NUL byte")
-    for home in (b"/~/", b"~/"):
-        path = path.removeprefix(home)
-    return Address(path or b".", host, user or None, port)
+    return Address(_from_home(text, _local(text, path).path), host, user, port)
+
+
+def _from_home(text: str, path: bytes) -> bytes:
+    """Resolve a leading `~`: the path is quoted for the shell there, which will not do it."""
+    if path.startswith(b"~"):
+        user, _, path = path[1:].partition(b"/")
+        if user:
+            raise AddressError(f"{text!r}: of all homes only ~/ is known here; a folder ~bob is ./~bob")
+        path = path.lstrip(b"/")
+        path = b"./" + path if path.startswith(b"~") else path
+    return path or b"."

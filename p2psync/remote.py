@@ -13,14 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn, TypeVar, assert_never
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, assert_never
 
 import msgspec
 from xxhash import xxh3_128_digest
 
 from p2psync import errors
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Digest, Entry, Transition
+from p2psync.core.model import Digest, Entry, Problem, Transition
 from p2psync.core.replica import (
     Applied,
     Change,
@@ -35,8 +35,8 @@ from p2psync.core.replica import (
 )
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import P2PSyncError, PeerError, ProtocolError, Unreachable
-from p2psync.peer import Address
-from p2psync.wire import Connection, check_entry, check_path
+from p2psync.peer import Address, AddressError
+from p2psync.wire import Connection, check_entry, check_path, plain
 
 if TYPE_CHECKING:
     import subprocess
@@ -45,8 +45,10 @@ _T = TypeVar("_T")
 Opener = Callable[[bytes, bool], Replica]
 """Opens the replica at a root, and makes it one first if told to."""
 
-BATCH = 1000
-"""Transitions in a frame."""
+BATCH_BYTES = 1 << 20
+"""About as much goes into one frame: far below the limit, far above what a round trip costs."""
+MAX_ITEMS = 1 << 14
+"""More cannot be in such a frame: a list of empty lists takes seventy times its bytes in memory."""
 PATIENCE_SECONDS = 5.0
 """How long a far end may take to unlock and end, once told to."""
 
@@ -55,6 +57,16 @@ CALL, VALUE, END, ERROR = b"C", b"V", b"E", b"X"
 
 
 # -- messages
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""What fits a column of SQLite."""
+PeerId = Annotated[ReplicaId, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+FullDigest = Annotated[Digest, msgspec.Meta(min_length=16, max_length=16)]
+_FEW = msgspec.Meta(max_length=MAX_ITEMS)
+_Changes = Annotated[list[Change], _FEW]
+_Contents = Annotated[list[Content], _FEW]
+_Transitions = Annotated[list[Transition], _FEW]
+_Bases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _FEW]
 
 
 class _Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -66,31 +78,31 @@ class Scan(_Call, frozen=True):
 
 
 class GetMark(_Call, frozen=True):
-    peer: ReplicaId
+    peer: PeerId
 
 
 class Changes(_Call, frozen=True):
-    since: int
+    since: Count
 
 
 class Lookup(_Call, frozen=True):
-    names: list[Name]
+    names: Annotated[list[Name], _FEW]
 
 
 class Bases(_Call, frozen=True):
-    paths: list[bytes]
+    paths: Annotated[list[bytes], _FEW]
 
 
 class Texts(_Call, frozen=True):
-    digests: list[Digest]
+    digests: Annotated[list[FullDigest], _FEW]
 
 
 class Missing(_Call, frozen=True):
-    wanted: list[Content]
+    wanted: _Contents
 
 
 class Read(_Call, frozen=True):
-    digests: list[Digest]
+    digests: Annotated[list[FullDigest], _FEW]
 
 
 class Stage(_Call, frozen=True):
@@ -167,9 +179,12 @@ class RemoteReplica:
         self._connection = connection
         self._process = process
         self._busy = True
+        self._closed = False
         try:
             connection.open(compress)
-            self.identity = self._answer(Identity)
+            identity = self._answer(Identity)
+            _check_identity(identity)
+            self.identity = msgspec.structs.replace(identity, name=plain(identity.name))
             self._busy = False
         except Unreachable as error:
             reason = process.why_it_ended()
@@ -186,6 +201,9 @@ class RemoteReplica:
 
     def close(self) -> None:
         """Have the far end unlock, and wait until it has; stop one that is in the middle of something."""
+        if self._closed:
+            return
+        self._closed = True
         if not self._busy:
             with contextlib.suppress(PeerError):
                 self._connection.send(CALL, Close())
@@ -227,7 +245,9 @@ class RemoteReplica:
                 return
             if tag == ERROR:
                 failure = self._connection.decode(message, Failure)
-                raise _FAILURES.get(failure.kind, PeerError)(failure.message)
+                raise _FAILURES.get(failure.kind, PeerError)(plain(failure.message))
+            if tag != VALUE:
+                raise ProtocolError(f"{self._connection.name} sent something else where an answer was due")
             yield self._connection.decode(message, kind)
 
     # -- the Replica protocol
@@ -235,20 +255,22 @@ class RemoteReplica:
     def scan(self, keep: bool) -> Scanned:
         """See `Replica.scan`."""
         scanned = self._ask(Scan(keep), Scanned)
-        for path in (*scanned.skipped, *(problem.path for problem in scanned.problems if problem.path)):
+        _check_numbers(scanned.seq, scanned.files)
+        _check_rules(scanned.rules)
+        for path in (*scanned.skipped, *(problem.path for problem in scanned.problems)):
             _check_shown(path)
-        return scanned
+        return msgspec.structs.replace(scanned, problems=_plain(scanned.problems))
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """See `Replica.mark`."""
         mark = self._ask(GetMark(peer), Mark | None)  # type: ignore[arg-type]
-        for path in mark.pending if mark else ():
-            check_path(path)
+        if mark is not None:
+            _check_mark(mark)
         return mark
 
     def changes(self, since: int) -> Iterator[list[Change]]:
         """See `Replica.changes`."""
-        for batch in self._stream(Changes(since), list[Change]):
+        for batch in self._stream(Changes(since), _Changes):
             for change in batch:
                 check_path(change.path)
                 check_entry(change.entry)
@@ -256,73 +278,163 @@ class RemoteReplica:
 
     def lookup(self, names: Sequence[Name]) -> Found:
         """See `Replica.lookup`."""
-        found = self._ask(Lookup(list(names)), Found)
-        _check_length(found.entries, names)
-        for entry in found.entries:
-            if entry is not None:
-                check_entry(entry)
+        found = Found([], [])
+        for batch in _batches(names, lambda name: 300 + len(name.path)):
+            part = self._ask(Lookup(batch), Found)
+            _check_length(part.entries, batch)
+            _check_among(part.ignored, {name.path for name in batch})
+            for entry in part.entries:
+                if entry is not None:
+                    check_entry(entry)
+            found.entries.extend(part.entries)
+            found.ignored.extend(part.ignored)
         return found
 
     def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
         """See `Replica.bases`."""
-        bases = self._ask(Bases(list(paths)), list[list[Entry]])
-        _check_length(bases, paths)
-        for remembered in bases:
-            for entry in remembered:
-                check_entry(entry)
+        bases: list[list[Entry]] = []
+        for batch in _batches(paths, lambda path: 3000 + len(path)):
+            part = self._ask(Bases(batch), _Bases)
+            _check_length(part, batch)
+            for remembered in part:
+                for entry in remembered:
+                    check_entry(entry)
+            bases += part
         return bases
 
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """See `Replica.texts`."""
-        texts = self._ask(Texts(list(digests)), list[bytes | None])
-        _check_length(texts, digests)
-        return [
-            text if text is not None and len(text) <= MAX_TEXT and xxh3_128_digest(text) == digest else None
-            for text, digest in zip(texts, digests, strict=True)
-        ]
+        texts: list[bytes | None] = []
+        for batch in _batches(digests, lambda _: MAX_TEXT // 4):
+            part = self._ask(Texts(batch), list[bytes | None])
+            _check_length(part, batch)
+            texts += [
+                text
+                if text is not None and len(text) <= MAX_TEXT and xxh3_128_digest(text) == digest
+                else None
+                for text, digest in zip(part, batch, strict=True)
+            ]
+        return texts
 
     def missing(self, wanted: Sequence[Content]) -> list[Content]:
         """See `Replica.missing`."""
-        missing = set(self._ask(Missing(list(wanted)), list[Content]))
+        missing: set[Content] = set()
+        for batch in _batches(wanted, lambda _: 100):
+            missing.update(self._ask(Missing(batch), _Contents))
         return [content for content in wanted if content in missing]
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """See `Replica.read`."""
-        return self._stream(Read(list(digests)), list[Piece])
+        for batch in _batches(digests, lambda _: 100):
+            asked = set(batch)
+            for pieces in self._stream(Read(batch), list[Piece]):
+                _check_among((piece.digest for piece in pieces), asked)
+                yield pieces
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """See `Replica.stage`."""
         with self._calling(Stage()):
-            for batch in batches:
-                self._connection.send(VALUE, batch)
-            self._connection.send(END)
-            self._connection.flush()
+            # Who hangs up before the end has said why: the answer tells.
+            with contextlib.suppress(Unreachable):
+                for batch in batches:
+                    self._connection.send(VALUE, batch)
+                self._connection.send(END)
+                self._connection.flush()
             self._answer(type(None))
 
     def apply(self, transitions: Sequence[Transition]) -> Iterator[Applied]:
         """See `Replica.apply`."""
+        paths = {transition.path for transition in transitions}
         with self._calling(Apply()):
-            for start in range(0, len(transitions), BATCH):
-                self._connection.send(VALUE, transitions[start : start + BATCH])
-            self._connection.send(END)
-            self._connection.flush()
+            with contextlib.suppress(Unreachable):  # as in `stage`
+                for batch in _batches(transitions, _weight):
+                    self._connection.send(VALUE, batch)
+                self._connection.send(END)
+                self._connection.flush()
             for applied in self._answers(Applied):
-                for problem in applied.problems:
-                    check_path(problem.path)
-                yield applied
+                _check_among((problem.path for problem in applied.problems), paths)
+                if not 0 <= applied.done <= len(transitions):
+                    raise ProtocolError(f"the peer claims to have carried out {applied.done} transitions")
+                yield Applied(applied.done, _plain(applied.problems))
 
     def newest(self) -> int:
         """See `Replica.newest`."""
-        return self._ask(Newest(), int)
+        return self._ask(Newest(), Count)
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """See `Replica.acknowledge`."""
         self._ask(Acknowledge(peer, mark), type(None))
 
 
+def _batches(items: Sequence[_T], weigh: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Split `items` into lists of about `BATCH_BYTES`, as `weigh` estimates the frames they make."""
+    batch: list[_T] = []
+    weight = 0
+    for item in items:
+        batch.append(item)
+        weight += weigh(item)
+        if weight >= BATCH_BYTES:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch
+
+
+def _weight(item: Transition | Change) -> int:
+    """Estimate the bytes of what holds one or two entries."""
+    if isinstance(item, Change):
+        return 100 + len(item.path) + len(item.entry.target) + 16 * len(item.entry.version)
+    entries = [entry for entry in (item.expected, item.wanted) if entry is not None]
+    return len(item.path) + sum(map(len, item.after)) + sum(_weight(Change(b"", entry)) for entry in entries)
+
+
+def _plain(problems: Iterable[Problem]) -> list[Problem]:
+    return [Problem(problem.path, plain(problem.why)) for problem in problems]
+
+
+# -- what must be so, whoever says it
+
+
 def _check_length(answers: Sequence[object], asked: Sequence[object]) -> None:
     if len(answers) != len(asked):
         raise ProtocolError(f"the peer gave {len(answers)} answers to {len(asked)} questions")
+
+
+def _check_among(answers: Iterable[bytes], asked: set[bytes] | set[Digest]) -> None:
+    if any(answer not in asked for answer in answers):
+        raise ProtocolError("the peer answered what was not asked")
+
+
+def _check_numbers(*numbers: int) -> None:
+    if not all(0 <= number < 1 << 63 for number in numbers):
+        raise ProtocolError(f"the peer sent a number out of range: {numbers}")
+
+
+def _check_rules(rules: bytes) -> None:
+    if len(rules) > 256:
+        raise ProtocolError("the peer sent a fingerprint that is too long")
+
+
+def _check_identity(identity: Identity) -> None:
+    _check_numbers(identity.replica, identity.epoch)
+
+
+def _check_mark(mark: Mark) -> None:
+    _check_numbers(mark.epoch, mark.seq)
+    _check_rules(mark.rules)
+    _check_paths(mark.pending)
+
+
+def _check_paths(paths: Iterable[bytes]) -> None:
+    for path in paths:
+        check_path(path)
+
+
+def _check_contents(contents: Iterable[Content]) -> None:
+    for content in contents:
+        _check_numbers(content.size)
+        if len(content.digest) != 16:
+            raise ProtocolError("the peer sent a digest of the wrong length")
 
 
 def _check_shown(path: bytes) -> None:
@@ -346,9 +458,10 @@ def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> 
         pass
     except P2PSyncError as error:
         _fail(connection, error)
+    except OSError as error:
+        _fail(connection, errors.ReplicaError(f"{os.fsdecode(root)} cannot be used: {error}"))
     except Exception as error:
         _fail(connection, PeerError(f"the far end failed: {type(error).__name__}: {error}"))
-        raise
 
 
 def _fail(connection: Connection, error: P2PSyncError) -> None:
@@ -383,7 +496,7 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
         case GetMark(peer):
             return [replica.mark(peer)]
         case Changes(since):
-            return replica.changes(since)
+            return (part for batch in replica.changes(since) for part in _batches(batch, _weight))
         case Lookup(names):
             _check_paths(name.path for name in names)
             return [replica.lookup(names)]
@@ -393,6 +506,7 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
         case Texts(digests):
             return [replica.texts(digests)]
         case Missing(wanted):
+            _check_contents(wanted)
             return [replica.missing(wanted)]
         case Read(digests):
             return replica.read(digests)
@@ -404,8 +518,9 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
         case Newest():
             return [replica.newest()]
         case Acknowledge(peer, mark):
-            _check_paths(mark.pending)
-            replica.acknowledge(peer, mark)
+            _check_identity(peer)
+            _check_mark(mark)
+            replica.acknowledge(msgspec.structs.replace(peer, name=plain(peer.name)), mark)
             return [None]
         case Close():
             return []
@@ -418,21 +533,20 @@ def _incoming(connection: Connection, kind: type[_T]) -> Iterator[_T]:
         tag, message = connection.receive()
         if tag == END:
             return
+        if tag != VALUE:
+            raise ProtocolError("the peer sent something else where a value was due")
         yield connection.decode(message, kind)
 
 
 def _transitions(connection: Connection) -> Iterator[Transition]:
-    for batch in _incoming(connection, list[Transition]):
+    for batch in _incoming(connection, _Transitions):
         for transition in batch:
             check_path(transition.path)
             _check_paths(transition.after)
             check_entry(transition.wanted)
+            if transition.expected is not None:
+                check_entry(transition.expected)
             yield transition
-
-
-def _check_paths(paths: Iterable[bytes]) -> None:
-    for path in paths:
-        check_path(path)
 
 
 def serve_stdio(root: bytes, opener: Opener, create: bool) -> None:
@@ -551,7 +665,7 @@ def connect_ssh(
 
     Args:
         address: where; its host is not None.
-        ssh_command: split as a shell would; `ssh` if None.
+        ssh_command: split as a shell would; if None, `$P2PSYNC_SSH`, else `ssh`.
         remote_command: p2psync there, words for the shell there; `p2psync` if None.
         create: make it a replica if it is none.
 
@@ -562,10 +676,14 @@ def connect_ssh(
     import shlex
     import subprocess
 
-    command = shlex.split(ssh_command or "ssh")
+    given = ssh_command or os.environ.get("P2PSYNC_SSH") or "ssh"
+    try:
+        command = shlex.split(given) or ["ssh"]
+    except ValueError as error:
+        raise AddressError(f"cannot make sense of the ssh command {given!r}: {error}") from error
     if command == ["ssh"]:
         command += ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
-    if not sys.stdin.isatty():
+    if not os.isatty(0):  # under cron nobody would answer: no question, then
         command += ["-o", "BatchMode=yes"]
     if address.port:
         command += ["-p", str(address.port)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import msgspec
-from xxhash import xxh3_128, xxh3_128_digest
+from xxhash import xxh3_128_digest
 
 from p2psync.core.detect import is_racy, observe, vanish
 from p2psync.core.ignore import Ignore
@@ -52,7 +52,7 @@ class Scan:
     ignores: dict[bytes, Ignore] = field(default_factory=dict)
     """The rules in force in each directory."""
     rules: bytes = b""
-    """Fingerprint of all rules."""
+    """Fingerprint of all rules; empty: there are none."""
 
 
 class _Visit(NamedTuple):
@@ -93,11 +93,12 @@ class _Scanner:
                 self._forget_below(visit.path, visit.ignore)
             else:
                 self._visit(visit)
-        rules = xxh3_128(self._exclude)
-        for path, ignore in sorted(self._found.ignores.items()):
-            if not ignore.empty:
-                rules.update(path + b"\0" + ignore.fingerprint)
-        self._found.rules = rules.digest()
+        places = [
+            path + b"\0" + ignore.fingerprint
+            for path, ignore in sorted(self._found.ignores.items())
+            if not ignore.empty
+        ]
+        self._found.rules = xxh3_128_digest(b"\0".join(places)) if places else b""
         return self._found
 
     def _visit(self, visit: _Visit) -> None:

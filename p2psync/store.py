@@ -32,6 +32,7 @@ class Store:
         """Use the sidecar directory open as `sidecar`."""
         self._sidecar = Root(os.dup(sidecar), make=True)
         self.fd = os.dup(self._sidecar.directory(b"stage"))
+        self._leftovers = set(map(os.fsencode, os.listdir(self.fd)))
         self._staged: set[Digest] = set()
         self._wanted: dict[Digest, int] = {}
         self._uses: Counter[Digest] = Counter()
@@ -49,12 +50,13 @@ class Store:
         if content.digest in self._staged:
             return True
         name = _name(content.digest)
+        if name not in self._leftovers:
+            return False
         try:
             digest, st = hash_file(name, self.fd)
         except OSError:
             return False
         if digest != content.digest or st.st_size != content.size:
-            os.unlink(name, dir_fd=self.fd)
             return False
         self._staged.add(content.digest)
         return True
@@ -100,8 +102,8 @@ class Store:
         if digest in self._staged:
             collections.deque(blocks, maxlen=0)
             return True
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self.fd)
+        if name in self._leftovers:
+            self.discard(name)
         fd = os.open(name, _CREATE, 0o600, dir_fd=self.fd)
         try:
             state = xxh3_128()
@@ -112,7 +114,7 @@ class Store:
         finally:
             os.close(fd)
         if state.digest() != digest:
-            os.unlink(name, dir_fd=self.fd)
+            self.discard(name)
             return False
         self._staged.add(digest)
         return True

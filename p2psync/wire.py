@@ -14,11 +14,12 @@ import time
 from typing import Any, TypeVar
 
 import msgspec
+from xxhash import xxh3_128_digest
 
 from p2psync.core import paths
 from p2psync.core.model import Entry, Kind
 from p2psync.core.vector import Version
-from p2psync.errors import ProtocolError, Unreachable
+from p2psync.errors import PeerError, ProtocolError, Unreachable
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -37,7 +38,15 @@ _LENGTH = struct.Struct(">I")
 _FLUSH_BYTES = 256 * 1024
 _READ_BYTES = 256 * 1024
 _LEVEL = 3
+"""Measured on text and programs: 145 MiB/s, 4 to 5 times smaller. Level 1 is twice as fast and a tenth to a
+third larger, which pays only on lines faster than about 50 MiB/s."""
+_WINDOW_LOG = 23
+"""8 MiB of memory for what the other side compressed; level 3 asks for 2 MiB, zstd would grant 128."""
+_TEXT = 1000
+"""Characters of a message that are shown at most."""
 _INT = 1 << 63
+_REVISIONS = 1 << 62
+"""Leaves room for a next one."""
 
 _T = TypeVar("_T")
 
@@ -85,7 +94,7 @@ class Connection:
         while len(self._in) < _OPENING.size and _MAGIC.startswith(self._in[: len(_MAGIC)]):
             self._fill(len(self._in) + 1)
         if not self._in.startswith(_MAGIC):
-            line = bytes(self._in[:200]).split(b"\n")[0].decode("utf-8", "replace")
+            line = bytes(self._in[:200]).strip().split(b"\n")[0].decode("utf-8", "replace")
             raise ProtocolError(
                 f"{self.name} answered with something else: {line!r}. If a start-up file of the shell there"
                 " prints this, let it do so only in interactive shells"
@@ -101,7 +110,8 @@ class Connection:
     def _start_compression(self, compress: bool) -> None:
         if compress:
             self._compressor = zstd.ZstdCompressor(_LEVEL)
-            self._decompressor = zstd.ZstdDecompressor()
+            limits: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+            self._decompressor = zstd.ZstdDecompressor(options=limits)
             early, self._in = bytes(self._in), bytearray()
             if early:
                 self._unpack(early)
@@ -109,8 +119,15 @@ class Connection:
     # -- frames
 
     def send(self, kind: bytes, message: object = None) -> None:
-        """Queue a frame; `flush` or a full buffer sends it."""
+        """Queue a frame; `flush` or a full buffer sends it.
+
+        Raises:
+            PeerError: it is longer than the other side takes.
+            Unreachable: the other side has gone.
+        """
         body = _encoder.encode(message)
+        if len(body) >= MAX_FRAME:
+            raise PeerError(f"{len(body) >> 20} MiB for {self.name} are too much for one message")
         self._out += _LENGTH.pack(len(body) + 1) + kind
         self._out += body
         if len(self._out) >= _FLUSH_BYTES:
@@ -151,7 +168,7 @@ class Connection:
         try:
             return _decoder(kind).decode(message)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ProtocolError(f"{self.name} sent what makes no sense: {error}") from error
+            raise ProtocolError(f"{self.name} sent what makes no sense: {plain(str(error))}") from error
 
     # -- bytes
 
@@ -200,6 +217,12 @@ class Connection:
 # -- what comes from the other side
 
 
+def plain(text: str) -> str:
+    """Return a text from the other side as it may be shown: one line, with nothing that a terminal obeys."""
+    shown = text if len(text) <= _TEXT else text[:_TEXT] + "..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+
+
 def check_path(path: bytes) -> None:
     """Refuse a path that leaves the root or reaches a sidecar (I7).
 
@@ -224,11 +247,12 @@ def check_entry(entry: Entry) -> None:
         and 0 <= entry.size < _INT
         and (entry.size == 0 or entry.kind is Kind.FILE)
         and 0 <= entry.mode <= 0o777
-        and 0 <= entry.revision < _INT
+        and 0 <= entry.revision < _REVISIONS
         and -_INT <= entry.mtime_ns < _INT
         and bool(entry.target) == (entry.kind is Kind.SYMLINK)
         and len(entry.target) <= paths.MAX_PATH
         and b"\0" not in entry.target
+        and (entry.kind is not Kind.SYMLINK or entry.digest == xxh3_128_digest(entry.target))
     )
     if not sound:
         raise ProtocolError(f"the peer sent an entry that cannot be: {entry!r:.300}")

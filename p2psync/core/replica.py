@@ -34,9 +34,9 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     skipped: list[bytes]
     """Sockets, fifos and devices met for the first time."""
     seq: int
-    """The sequence number of the newest change."""
+    """The sequence number of the newest change; 0: this replica knows nothing yet."""
     rules: bytes
-    """Fingerprint of all ignore rules in force."""
+    """Fingerprint of all ignore rules in force; empty: there are none."""
     files: int
     """Files in the tree."""
 

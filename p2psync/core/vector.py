@@ -32,10 +32,11 @@ class Stamp(NamedTuple):
 class Version:
     """An immutable version vector."""
 
-    __slots__ = ("_ticks",)
+    __slots__ = ("_encoded", "_ticks")
 
     def __init__(self, ticks: Mapping[ReplicaId, int] | None = None) -> None:
         self._ticks: dict[ReplicaId, int] = dict(ticks or {})
+        self._encoded: bytes | None = None
 
     def __le__(self, other: Version) -> bool:
         """Has `other` seen everything that this version has?"""
@@ -55,7 +56,7 @@ class Version:
 
     def bump(self, stamp: Stamp) -> Version:
         """Return the version that follows this one and is marked by `stamp`."""
-        return Version({**self._ticks, stamp.replica: stamp.tick})
+        return Version({**self._ticks, stamp.replica: stamp.tick}) if self._ticks else _first(stamp)
 
     def tick_of(self, replica: ReplicaId) -> int:
         """Return the last tick of `replica` that this version has seen; 0 for none."""
@@ -78,7 +79,9 @@ class Version:
 
     def encode(self) -> bytes:
         """Return the canonical bytes: 16 per replica, in the order of their ids."""
-        return b"".join(_PAIR.pack(replica, tick) for replica, tick in self)
+        if self._encoded is None:
+            self._encoded = b"".join(_PAIR.pack(replica, tick) for replica, tick in self)
+        return self._encoded
 
     @staticmethod
     @lru_cache(maxsize=4096)
@@ -95,6 +98,12 @@ class Version:
         if ids != sorted(set(ids)) or any(not 0 < tick < 1 << 63 for _, tick in pairs):
             raise ValueError("a version vector that is not canonical")
         return Version(dict(pairs))
+
+
+@lru_cache(maxsize=16)
+def _first(stamp: Stamp) -> Version:
+    """Return the version of all that one scan has found for the first time: one object for all of it."""
+    return Version({stamp.replica: stamp.tick})
 
 
 NOTHING = Version()
