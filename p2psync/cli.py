@@ -302,6 +302,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = Exit.FAILED
+    except OSError as error:
+        click.echo(f"p2psync: error: {error}", err=True)
+        code = Exit.FAILED
     sys.exit(code)
 
 

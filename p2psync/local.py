@@ -304,7 +304,10 @@ class LocalReplica:
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
-        self._store.stage(batches, self._keep)
+        try:
+            self._store.stage(batches, self._keep)
+        except OSError as error:
+            raise ReplicaError(f"cannot stage what is to be written: {error.strerror}") from error
 
     def _keep(self, digest: Digest, data: bytes) -> None:
         """Keep a text that comes from elsewhere, for merges to come.

@@ -127,14 +127,20 @@ class Manifest:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit what the block does, durably, or nothing of it."""
-        self.begin()
+        """Commit what the block does, durably, or nothing of it.
+
+        Raises:
+            ReplicaError: SQLite cannot write: the disk is full, say.
+        """
         try:
+            self.begin()
             yield
-        except BaseException:
+            self._db.execute("COMMIT")
+        except BaseException as error:
             self.roll_back()
+            if isinstance(error, sqlite3.Error):
+                raise ReplicaError(f"cannot write the manifest: {error}") from error
             raise
-        self._db.execute("COMMIT")
 
     def begin(self) -> None:
         """Begin a transaction that only `roll_back` ends: for dry runs."""

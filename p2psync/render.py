@@ -209,7 +209,7 @@ def _conflict_line(conflict: Conflict) -> str:
         case Resolution.KEPT:
             return f"conflict: {path}: kept, it was changed on one side and deleted on the other"
         case Resolution.SET_ASIDE:
-            return f"conflict: {path}: the other version is now {shown(conflict.copy or b'')}"
+            return f"conflict: {path}: the other version is set aside as {shown(conflict.copy or b'')}"
         case Resolution.DISPLACED:
             return f"conflict: {path}: the other version is in the history of the side that had it"
         case Resolution.SKIPPED:

@@ -27,6 +27,7 @@ from p2psync.core.model import (
 )
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
 from p2psync.core.replica import Content, Home, Identity, Mark, More, Name, Piece, Replica, Scanned
+from p2psync.core.vector import Stamp
 from p2psync.errors import PeerError
 
 BATCH = 5000
@@ -116,11 +117,13 @@ class Session:
         home.problems += home.scanned.problems
         peer.problems += peer.scanned.problems
         self._progress.begin("comparing")
-        facts = self._exchange(home, peer)
-        plan, texts = self._decide(facts, prefer)
+        stamp = self._home.stamp()
+        plan, texts = self._decide(self._exchange(home, peer), stamp, prefer)
         home.transitions, peer.transitions = plan.ours, plan.theirs
         result = Result(home, peer, plan.conflicts, plan.left, 0)
         if carry_out:
+            if plan.decided:
+                self._home.use_stamp(stamp)
             for side, other in ((home, peer), (peer, home)):
                 result.transferred += self._stage(side, other, texts)
             self._apply((home, peer))
@@ -148,14 +151,11 @@ class Session:
 
     # -- reconcile
 
-    def _decide(self, facts: Facts, prefer: Prefer) -> tuple[Plan, dict[Digest, bytes]]:
+    def _decide(self, facts: Facts, stamp: Stamp, prefer: Prefer) -> tuple[Plan, dict[Digest, bytes]]:
         """Reconcile until there are no questions; return the plan and the texts that were merged."""
         texts: dict[Digest, bytes] = {}
-        stamp = self._home.stamp()
         while (plan := reconcile(facts, stamp, prefer)).questions:
             self._answer(plan.questions, facts, texts)
-        if plan.decided:
-            self._home.use_stamp(stamp)
         return plan, texts
 
     def _answer(self, questions: Questions, facts: Facts, texts: dict[Digest, bytes]) -> None:

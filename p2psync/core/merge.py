@@ -198,9 +198,7 @@ def _promising(lines: list[bytes], other: list[bytes], start: int, end: int) -> 
         stretch = list(run)
         alone = [i for i in stretch if not seen[lines[i]]]
         drowned = 3 * (len(stretch) - len(alone) + 1) < len(alone)
-        promising += [
-            i for i in stretch if seen[lines[i]] and not (drowned and alone[0] < i < alone[-1])
-        ]
+        promising += [i for i in stretch if seen[lines[i]] and not (drowned and alone[0] < i < alone[-1])]
     return promising
 
 
