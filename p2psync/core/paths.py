@@ -100,7 +100,7 @@ def _shorten(name: bytes, length: int) -> bytes:
     """Cut `name` to at most `length` bytes, not inside a UTF-8 sequence."""
     if len(name) <= length:
         return name
-    for end in range(length, length - 4, -1):
+    for end in range(length, max(length - 4, -1), -1):
         if name[end] & 0xC0 != 0x80:
             return name[:end]
     return name[:length]

@@ -291,7 +291,7 @@ def _as_directory(verdict: Verdict, pair: Pair, stamp: Stamp) -> Verdict:
 def _skip_conflicts(verdicts: dict[bytes, Verdict], pairs: Mapping[bytes, Pair], plan: Plan) -> None:
     """Leave conflicts as they are on both sides, with all that lies below them."""
     skipped = {path for path, verdict in verdicts.items() if verdict.losers}
-    for path in list(verdicts):
+    for path in sorted(verdicts):
         if path in skipped or not skipped.isdisjoint(ancestors(path)):
             del verdicts[path]
             plan.left.append(path)

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
 
 from p2psync.core.model import Digest, Entry, Problem, Transition
 from p2psync.core.vector import ReplicaId, Stamp
 
+_Count = msgspec.Meta(ge=0, le=(1 << 63) - 1)
+"""What SQLite can hold."""
+Count = Annotated[int, _Count]
+AnyReplica = Annotated[ReplicaId, _Count]
+AnyDigest = Annotated[Digest, msgspec.Meta(min_length=16, max_length=16)]
+
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
     """Who a replica is."""
 
-    replica: ReplicaId
+    replica: AnyReplica
     name: str
     """For people: `host:dirname` unless they chose another."""
-    epoch: int
+    epoch: Count
     """New whenever the manifest was made anew: sequence numbers of another epoch mean nothing."""
 
 
@@ -33,19 +39,19 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     """Paths that could not be read; their entries stay what they were (I6)."""
     skipped: list[bytes]
     """Sockets, fifos and devices met for the first time."""
-    seq: int
+    seq: Count
     """The sequence number of the newest change; 0: this replica knows nothing yet."""
     rules: bytes
     """Fingerprint of all ignore rules in force; empty: there are none."""
-    files: int
+    files: Count
     """Files in the tree."""
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
     """How far a replica has taken in the changes of another."""
 
-    epoch: int
-    seq: int
+    epoch: Count
+    seq: Count
     rules: bytes
     """The rules of both sides at the time: other rules may show other paths."""
     pending: list[bytes] = []
@@ -78,8 +84,8 @@ class Found(msgspec.Struct, frozen=True, array_like=True):
 class Content(NamedTuple):
     """The contents of a file, wherever they are."""
 
-    digest: Digest
-    size: int
+    digest: AnyDigest
+    size: Count
 
 
 class More(IntEnum):
@@ -94,7 +100,7 @@ class More(IntEnum):
 class Piece(NamedTuple):
     """A part of a file's contents; the pieces of a file follow one another."""
 
-    digest: Digest
+    digest: AnyDigest
     data: bytes
     more: More
 
@@ -107,7 +113,7 @@ holds at most twice as much."""
 class Applied(msgspec.Struct, frozen=True, array_like=True):
     """What became of some transitions: all are done but those with a problem."""
 
-    done: int
+    done: Count
     problems: list[Problem]
 
 
