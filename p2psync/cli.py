@@ -80,10 +80,11 @@ def init(directory: bytes, name: str | None) -> None:
     Its state is kept in DIRECTORY/.p2psync. Doing it twice changes nothing.
     """
     from p2psync import local
+    from p2psync.core.paths import shown
 
     made = local.init(directory, name)
     what = "is a replica now" if made else "was a replica already; nothing changed"
-    click.echo(f"{os.fsdecode(os.path.realpath(directory))} {what}")
+    click.echo(f"{shown(os.path.realpath(directory))} {what}")
 
 
 def _connection_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -144,12 +145,17 @@ def sync(
     from p2psync import render, run
     from p2psync.core.model import Prefer
 
-    root = _root()
-    targets = _targets(root, peers, ssh_command, port, remote_command)
     options = run.Options(Prefer(prefer), dry_run, create, lock_wait)
     talkative = sys.stderr.isatty() and not (quiet or as_json)
-    with render.Line() if talkative else render.Silent() as progress:
-        runs = run.sync(root, targets, options, progress, _confirm if sys.stdin.isatty() else _decline)
+    try:
+        root = _root()
+        targets = _targets(root, peers, ssh_command, port, remote_command)
+        with render.Line() if talkative else render.Silent() as progress:
+            runs = run.sync(root, targets, options, progress, _confirm if sys.stdin.isatty() else _decline)
+    except P2PSyncError as error:
+        if as_json:
+            click.echo(render.as_json([], error))
+        raise
     if as_json:
         click.echo(render.as_json(runs))
     else:
@@ -171,12 +177,14 @@ def _targets(
         raise click.UsageError(
             "there is no peer to sync with: name one, or add it with `p2psync peer add NAME ADDRESS`"
         )
-    targets = []
+    targets: list[Target] = []
     for name in names or known:
         peer = known.get(name)
         given = {"ssh_command": ssh_command, "port": port, "remote_command": remote_command}
         chosen = {key: value for key, value in given.items() if value is not None}
-        targets.append(Target(replace(peer or _unnamed(name), **chosen), peer is not None))  # type: ignore[arg-type]
+        target = Target(replace(peer or _unnamed(name), **chosen), peer is not None)  # type: ignore[arg-type]
+        if all(target.peer.address != other.peer.address for other in targets):
+            targets.append(target)
     return targets
 
 
@@ -273,7 +281,8 @@ def status(as_json: bool) -> None:
 @cli.command(epilog=_exits(Exit.UNREACHABLE, Exit.LOCKED))
 @click.argument("root", type=click.Path(path_type=bytes))
 @click.option("--create", is_flag=True, help="Make ROOT a replica if it is none yet.")
-def serve(root: bytes, create: bool) -> None:
+@click.pass_context
+def serve(context: click.Context, root: bytes, create: bool) -> None:
     """Be the far end of a sync: speak to a p2psync elsewhere over stdin and stdout.
 
     Started by ssh; not meant to be typed.
@@ -281,7 +290,7 @@ def serve(root: bytes, create: bool) -> None:
     from p2psync.remote import serve_stdio
     from p2psync.run import open_replica
 
-    serve_stdio(root, open_replica, create)
+    context.exit(serve_stdio(root, open_replica, create))
 
 
 def main() -> NoReturn:
@@ -297,15 +306,21 @@ def main() -> NoReturn:
         click.echo("p2psync: interrupted; the next sync carries on", err=True)
         code = Exit.INTERRUPTED
     except P2PSyncError as error:
-        click.echo(f"p2psync: error: {error}", err=True)
+        _complain(error)
         code = error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = Exit.FAILED
     except OSError as error:
-        click.echo(f"p2psync: error: {error}", err=True)
+        _complain(error)
         code = Exit.FAILED
     sys.exit(code)
+
+
+def _complain(error: Exception) -> None:
+    from p2psync.core.paths import printable
+
+    click.echo(f"p2psync: error: {printable(str(error))}", err=True)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -85,6 +85,10 @@ def add_peer(root: bytes, peer: Peer) -> None:
         raise ConfigError(
             f"there is a peer {peer.name} already: `p2psync peer remove {peer.name}` removes it"
         )
+    if not peer.address.isprintable():
+        raise ConfigError(
+            "an address with control characters or odd bytes cannot be kept; name it on the command line"
+        )
     document = _document(root)
     table = tomlkit.table()
     values = (peer.address, peer.ssh_command, peer.port, peer.remote_command)

@@ -164,10 +164,10 @@ class LocalReplica:
                 if keep:
                     transaction.enter_context(self._manifest.transaction())
                 else:
+                    self._manifest.roll_back()
                     self._manifest.begin()
                 told = self._note(found, stamp)
-        newest = self._manifest.newest()
-        return Scanned(found.problems, told, newest, found.rules, self._manifest.files())
+        return Scanned(found.problems, told, found.rules, self._manifest.files())
 
     def _note(self, found: Scan, stamp: Stamp) -> list[bytes]:
         """Write the findings of a scan; return the paths that are no entries and were not met before."""

@@ -47,7 +47,7 @@ CREATE TABLE kept (
     digest BLOB PRIMARY KEY, offset INTEGER NOT NULL, length INTEGER NOT NULL,
     start INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE peer (
-    replica INTEGER PRIMARY KEY, name TEXT NOT NULL, address TEXT NOT NULL DEFAULT '',
+    replica INTEGER PRIMARY KEY, name TEXT NOT NULL, address BLOB NOT NULL DEFAULT x'',
     synced_at INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0, mark BLOB);
 CREATE TABLE skipped (path BLOB PRIMARY KEY) WITHOUT ROWID;
 """
@@ -367,11 +367,12 @@ class Manifest:
 
     def met(self, peer: ReplicaId, address: str) -> None:
         """Remember which replica answered at an address."""
-        self._db.execute("UPDATE peer SET address = '' WHERE address = ?", (address,))
+        place = os.fsencode(address)
+        self._db.execute("UPDATE peer SET address = x'' WHERE address = ?", (place,))
         self._db.execute(
             "INSERT INTO peer (replica, name, address) VALUES (?1, '', ?2)"
             " ON CONFLICT (replica) DO UPDATE SET address = ?2",
-            (peer, address),
+            (peer, place),
         )
 
     def peers(self) -> list[PeerRecord]:
@@ -379,7 +380,10 @@ class Manifest:
         found = self._db.execute(
             "SELECT replica, name, address, synced_at, acknowledged FROM peer ORDER BY replica"
         )
-        return [PeerRecord(*columns) for columns in found]
+        return [
+            PeerRecord(replica, name, os.fsdecode(place), synced_at, acknowledged)
+            for replica, name, place, synced_at, acknowledged in found
+        ]
 
 
 def _connect(file: bytes) -> sqlite3.Connection:

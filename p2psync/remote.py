@@ -22,9 +22,12 @@ from p2psync import errors
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Problem, Transition
 from p2psync.core.replica import (
+    AnyDigest,
+    AnyReplica,
     Applied,
     Change,
     Content,
+    Count,
     Found,
     Identity,
     Mark,
@@ -58,10 +61,6 @@ CALL, VALUE, END, ERROR = b"C", b"V", b"E", b"X"
 
 # -- messages
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-"""What fits a column of SQLite."""
-PeerId = Annotated[ReplicaId, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-FullDigest = Annotated[Digest, msgspec.Meta(min_length=16, max_length=16)]
 _FEW = msgspec.Meta(max_length=MAX_ITEMS)
 _Changes = Annotated[list[Change], _FEW]
 _Contents = Annotated[list[Content], _FEW]
@@ -78,7 +77,7 @@ class Scan(_Call, frozen=True):
 
 
 class GetMark(_Call, frozen=True):
-    peer: PeerId
+    peer: AnyReplica
 
 
 class Changes(_Call, frozen=True):
@@ -94,7 +93,7 @@ class Bases(_Call, frozen=True):
 
 
 class Texts(_Call, frozen=True):
-    digests: Annotated[list[FullDigest], _FEW]
+    digests: Annotated[list[AnyDigest], _FEW]
 
 
 class Missing(_Call, frozen=True):
@@ -102,7 +101,7 @@ class Missing(_Call, frozen=True):
 
 
 class Read(_Call, frozen=True):
-    digests: Annotated[list[FullDigest], _FEW]
+    digests: Annotated[list[AnyDigest], _FEW]
 
 
 class Stage(_Call, frozen=True):
@@ -183,7 +182,6 @@ class RemoteReplica:
         try:
             connection.open(compress)
             identity = self._answer(Identity)
-            _check_identity(identity)
             self.identity = msgspec.structs.replace(identity, name=plain(identity.name))
             self._busy = False
         except Unreachable as error:
@@ -232,6 +230,17 @@ class RemoteReplica:
             raise
         self._busy = False
 
+    def _tell(self, batches: Iterable[object]) -> None:
+        """Send what belongs to a call. Who hangs up before the end has said why: the answer will tell."""
+        for batch in batches:
+            try:
+                self._connection.send(VALUE, batch)
+            except Unreachable:
+                return
+        with contextlib.suppress(Unreachable):
+            self._connection.send(END)
+            self._connection.flush()
+
     def _answer(self, kind: type[_T]) -> _T:
         answers = list(self._answers(kind))
         if len(answers) != 1:
@@ -255,7 +264,6 @@ class RemoteReplica:
     def scan(self, keep: bool) -> Scanned:
         """See `Replica.scan`."""
         scanned = self._ask(Scan(keep), Scanned)
-        _check_numbers(scanned.seq, scanned.files)
         _check_rules(scanned.rules)
         for path in (*scanned.skipped, *(problem.path for problem in scanned.problems)):
             _check_shown(path)
@@ -334,27 +342,16 @@ class RemoteReplica:
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """See `Replica.stage`."""
         with self._calling(Stage()):
-            # Who hangs up before the end has said why: the answer tells.
-            with contextlib.suppress(Unreachable):
-                for batch in batches:
-                    self._connection.send(VALUE, batch)
-                self._connection.send(END)
-                self._connection.flush()
+            self._tell(batches)
             self._answer(type(None))
 
     def apply(self, transitions: Sequence[Transition]) -> Iterator[Applied]:
         """See `Replica.apply`."""
         paths = {transition.path for transition in transitions}
         with self._calling(Apply()):
-            with contextlib.suppress(Unreachable):  # as in `stage`
-                for batch in _batches(transitions, _weight):
-                    self._connection.send(VALUE, batch)
-                self._connection.send(END)
-                self._connection.flush()
+            self._tell(_batches(transitions, _weight))
             for applied in self._answers(Applied):
                 _check_among((problem.path for problem in applied.problems), paths)
-                if not 0 <= applied.done <= len(transitions):
-                    raise ProtocolError(f"the peer claims to have carried out {applied.done} transitions")
                 yield Applied(applied.done, _plain(applied.problems))
 
     def newest(self) -> int:
@@ -405,22 +402,12 @@ def _check_among(answers: Iterable[bytes], asked: set[bytes] | set[Digest]) -> N
         raise ProtocolError("the peer answered what was not asked")
 
 
-def _check_numbers(*numbers: int) -> None:
-    if not all(0 <= number < 1 << 63 for number in numbers):
-        raise ProtocolError(f"the peer sent a number out of range: {numbers}")
-
-
 def _check_rules(rules: bytes) -> None:
     if len(rules) > 256:
         raise ProtocolError("the peer sent a fingerprint that is too long")
 
 
-def _check_identity(identity: Identity) -> None:
-    _check_numbers(identity.replica, identity.epoch)
-
-
 def _check_mark(mark: Mark) -> None:
-    _check_numbers(mark.epoch, mark.seq)
     _check_rules(mark.rules)
     _check_paths(mark.pending)
 
@@ -428,13 +415,6 @@ def _check_mark(mark: Mark) -> None:
 def _check_paths(paths: Iterable[bytes]) -> None:
     for path in paths:
         check_path(path)
-
-
-def _check_contents(contents: Iterable[Content]) -> None:
-    for content in contents:
-        _check_numbers(content.size)
-        if len(content.digest) != 16:
-            raise ProtocolError("the peer sent a digest of the wrong length")
 
 
 def _check_shown(path: bytes) -> None:
@@ -446,28 +426,32 @@ def _check_shown(path: bytes) -> None:
 # -- the far end
 
 
-def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> None:
-    """Open the replica at `root` and carry out calls on it until the other side hangs up."""
-    connection.answer()
+def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> errors.Exit:
+    """Open the replica at `root` and carry out calls on it until the other side hangs up.
+
+    Returns:
+        The exit code for the process; the other side is told why.
+    """
     try:
+        connection.answer()
         with contextlib.closing(opener(root, create)) as replica:
             _reply(connection, [replica.identity])
             while _serve_call(connection, replica):
                 pass
-    except Unreachable:
-        pass
+        return errors.Exit.IN_STEP
     except P2PSyncError as error:
-        _fail(connection, error)
+        return _fail(connection, error)
     except OSError as error:
-        _fail(connection, errors.ReplicaError(f"{os.fsdecode(root)} cannot be used: {error}"))
+        return _fail(connection, errors.ReplicaError(f"{os.fsdecode(root)} cannot be used: {error}"))
     except Exception as error:
-        _fail(connection, PeerError(f"the far end failed: {type(error).__name__}: {error}"))
+        return _fail(connection, PeerError(f"the far end failed: {type(error).__name__}: {error}"))
 
 
-def _fail(connection: Connection, error: P2PSyncError) -> None:
+def _fail(connection: Connection, error: P2PSyncError) -> errors.Exit:
     with contextlib.suppress(Unreachable):
         connection.send(ERROR, Failure(type(error).__name__, str(error)))
         connection.flush()
+    return error.exit_code
 
 
 def _reply(connection: Connection, answers: Iterable[object]) -> None:
@@ -506,7 +490,6 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
         case Texts(digests):
             return [replica.texts(digests)]
         case Missing(wanted):
-            _check_contents(wanted)
             return [replica.missing(wanted)]
         case Read(digests):
             return replica.read(digests)
@@ -518,7 +501,6 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
         case Newest():
             return [replica.newest()]
         case Acknowledge(peer, mark):
-            _check_identity(peer)
             _check_mark(mark)
             replica.acknowledge(msgspec.structs.replace(peer, name=plain(peer.name)), mark)
             return [None]
@@ -549,11 +531,11 @@ def _transitions(connection: Connection) -> Iterator[Transition]:
             yield transition
 
 
-def serve_stdio(root: bytes, opener: Opener, create: bool) -> None:
+def serve_stdio(root: bytes, opener: Opener, create: bool) -> errors.Exit:
     """Serve on stdin and stdout, as ssh starts us; nothing else may write to stdout any more."""
     source, target = os.dup(0), os.dup(1)
     os.dup2(2, 1)
-    serve(Connection(source, target, "the peer"), root, opener, create)
+    return serve(Connection(source, target, "the peer"), root, opener, create)
 
 
 # -- processes
@@ -602,7 +584,7 @@ def connect_local(root: bytes, opener: Opener, create: bool) -> RemoteReplica:
         _be_far_end(to_child[0], to_parent[1], root, opener, create)
     os.close(to_child[0])
     os.close(to_parent[1])
-    connection = Connection(to_parent[0], to_child[1], os.fsdecode(root))
+    connection = Connection(to_parent[0], to_child[1], plain(os.fsdecode(root)))
     return RemoteReplica(connection, _Fork(pid), compress=False)
 
 
@@ -615,8 +597,7 @@ def _be_far_end(source: int, target: int, root: bytes, opener: Opener, create: b
             if fd > 2 and fd not in (source, target):
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        serve(Connection(source, target, "the peer"), root, opener, create)
-        code = errors.Exit.IN_STEP
+        code = serve(Connection(source, target, "the peer"), root, opener, create)
     except KeyboardInterrupt:
         code = errors.Exit.INTERRUPTED
     finally:

@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from p2psync.core.model import Action, Conflict, Resolution, Transition, action_of
+from p2psync.core.paths import printable, shown
+from p2psync.errors import Exit, P2PSyncError
 from p2psync.run import PeerRun, worst
 from p2psync.status import Status
 from p2psync.sync import Result, Side
@@ -33,20 +35,6 @@ _WORDS = {
     Action.TOUCH: "times",
 }
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def shown(path: bytes) -> str:
-    """Return a path as one line of printable text; what is not printable is escaped."""
-    text = path.decode("utf-8", "surrogateescape")
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(char if char.isprintable() and char != "\\" else _escape(char) for char in text)
-
-
-def _escape(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode() if char != "\\" else "\\\\"
 
 
 def size_of(count: int) -> str:
@@ -241,26 +229,32 @@ def _visible(transitions: Iterable[Transition]) -> list[Transition]:
 
 def complain(message: str, kind: str = "error") -> None:
     """Say on stderr what is wrong, and what to do."""
-    print(f"p2psync: {kind}: {message}", file=sys.stderr)
+    print(f"p2psync: {kind}: {printable(message)}", file=sys.stderr)
 
 
 # -- JSON
 
 
-def as_json(runs: Sequence[PeerRun]) -> str:
-    """Return what came of a run as one JSON document; its schema is in the README."""
+def as_json(runs: Sequence[PeerRun], error: P2PSyncError | None = None) -> str:
+    """Return what came of a run as one JSON document; its schema is in the README.
+
+    Args:
+        runs: what came of each peer.
+        error: what kept the whole run from being done.
+    """
+    exit_code = Exit(error.exit_code) if error else worst(runs)
     document: dict[str, Any] = {
         "plan": [],
         "outcomes": [],
         "conflicts": [],
         "problems": [],
         "peers": [],
-        "stats": {"exit_code": int(worst(runs)), "seconds": 0.0, "copied": 0, "sent": 0, "received": 0},
+        "error": str(error) if error else None,
+        "stats": {"exit_code": int(exit_code), "seconds": 0.0, "copied": 0, "sent": 0, "received": 0},
     }
     for run in runs:
-        error = str(run.error) if run.error else None
-        peer = {"peer": run.peer.name, "address": run.peer.address}
-        document["peers"].append({**peer, "exit_code": int(run.exit_code), "error": error})
+        peer = {"peer": run.peer.name, "address": run.peer.address, "exit_code": int(run.exit_code)}
+        document["peers"].append({**peer, "error": str(run.error) if run.error else None})
         document["stats"]["sent"] += run.sent
         document["stats"]["received"] += run.received
         for result in run.results:

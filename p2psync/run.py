@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from p2psync.config import Peer
 from p2psync.core.model import Prefer
+from p2psync.core.replica import Scanned
 from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
 from p2psync.local import LocalReplica, init
 from p2psync.peer import Address, parse_address
@@ -133,11 +134,12 @@ def _open(
     opened: ExitStack,
 ) -> _Link:
     link = _Link(PeerRun(target.peer))
-    known = target.configured and any(met.address == target.peer.address for met in home.peers())
+    met = {peer.address: peer.replica for peer in home.peers()}
+    known = target.configured and target.peer.address in met
     try:
         link.replica = _connect(target.peer, root, options, known, confirm)
         opened.callback(link.replica.close)
-        if not options.dry_run:
+        if not options.dry_run and met.get(target.peer.address) != link.replica.identity.replica:
             home.met(link.replica.identity.replica, target.peer.address)
     except P2PSyncError as error:
         link.run.error = error
@@ -196,24 +198,28 @@ def _overlap(one: bytes, other: bytes) -> bool:
 
 
 def _sync_all(home: LocalReplica, links: list[_Link], options: Options, progress: Progress) -> None:
+    home_scanned = None
     for link in links:
-        _round(home, links[0].session, link, options, progress)
+        home_scanned = _round(home, home_scanned, link, options, progress)
     for link in links[:-1]:
         if link.seen < home.newest():
-            _round(home, None, link, options, progress)
+            _round(home, home_scanned, link, options, progress)
 
 
 def _round(
-    home: LocalReplica, first: Session | None, link: _Link, options: Options, progress: Progress
-) -> None:
+    home: LocalReplica, home_scanned: Scanned | None, link: _Link, options: Options, progress: Progress
+) -> Scanned | None:
+    """Sync with one peer; return what is known of the home side's files by now."""
     if link.run.error or link.replica is None:
-        return
+        return home_scanned
     try:
         if link.session is None:
             link.session = Session(home, link.replica, progress)
-            link.session.scan(not options.dry_run, first.home_scanned if first else None)
+            link.session.scan(not options.dry_run, home_scanned)
+        home_scanned = link.session.home_scanned
         link.run.results.append(link.session.round(options.prefer, not options.dry_run))
     except P2PSyncError as error:
         link.run.error = error
     link.seen = home.newest()
     link.run.sent, link.run.received = link.replica.traffic
+    return home_scanned

@@ -144,7 +144,7 @@ class Session:
         ignored: set[bytes] = set()
         for side, known in ((home, ours), (peer, theirs)):
             unknown = [name for path, name in names.items() if path not in known]
-            if side.scanned.seq or side.scanned.rules:
+            if unknown and (side.replica.newest() or side.scanned.rules):  # else it knows nothing
                 ignored |= _look_up(side.replica, unknown, known)
         pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in names if path not in ignored}
         return Facts(pairs)

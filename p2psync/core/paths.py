@@ -42,6 +42,25 @@ def ancestors(path: bytes) -> Iterator[bytes]:
         end = path.rfind(b"/", 0, end)
 
 
+def shown(path: bytes) -> str:
+    """Return a path as one line of printable text; what is not printable is escaped."""
+    text = path.decode("utf-8", "surrogateescape")
+    return printable(text.replace("\\", "\\\\") if not text.isprintable() else text)
+
+
+def printable(text: str) -> str:
+    """Return a text with nothing in it that a terminal obeys (CVE-2019-6109)."""
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
+
 def is_reserved(name: bytes) -> bool:
     """Would some file system take `name` for the sidecar?
 

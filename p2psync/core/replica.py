@@ -39,8 +39,6 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     """Paths that could not be read; their entries stay what they were (I6)."""
     skipped: list[bytes]
     """Sockets, fifos and devices met for the first time."""
-    seq: Count
-    """The sequence number of the newest change; 0: this replica knows nothing yet."""
     rules: bytes
     """Fingerprint of all ignore rules in force; empty: there are none."""
     files: Count
@@ -162,7 +160,7 @@ class Replica(Protocol):
         """Carry out transitions, telling how it goes; when exhausted, all outcomes are durable (I5)."""
 
     def newest(self) -> int:
-        """Return the sequence number of the newest change."""
+        """Return the sequence number of the newest change; 0: this replica knows nothing yet."""
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """Remember how far the changes of `peer` are taken in."""
