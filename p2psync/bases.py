@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from threading import Thread
 
 from xxhash import xxh3_128_digest
 
@@ -43,9 +44,11 @@ class Bases:
         self._waiting: dict[Digest, bytes] = {}
         self._size = 0
         self._extents: list[Extent] = []
+        self._writer: Thread | None = None
 
     def close(self) -> None:
         """Close the file; what was not flushed is forgotten."""
+        self._join()
         os.close(self._fd)
 
     def add(self, digest: Digest, data: bytes) -> None:
@@ -59,6 +62,7 @@ class Bases:
     def flush(self) -> list[Extent]:
         """Write what is waiting; return where all texts added since the last flush are."""
         self._write()
+        self._join()
         extents, self._extents = self._extents, []
         return extents
 
@@ -73,16 +77,30 @@ class Bases:
         return text if xxh3_128_digest(text) == extent.digest else None
 
     def _write(self) -> None:
+        """Begin to write what is waiting: compressing leaves the interpreter to others meanwhile."""
         self._size = 0
         for digest in self._kept(list(self._waiting)):
             del self._waiting[digest]
-        if not self._waiting:
-            return
-        block = zstd.compress(b"".join(self._waiting.values()), LEVEL)
+        if self._waiting:
+            self._join()
+            self._writer = Thread(target=self._write_block, args=(self._waiting,))
+            self._writer.start()
+            self._waiting = {}
+
+    def _write_block(self, texts: dict[Digest, bytes]) -> None:
+        block = zstd.compress(b"".join(texts.values()), LEVEL)
         offset = os.lseek(self._fd, 0, os.SEEK_END)
-        os.write(self._fd, block)
+        try:
+            if os.write(self._fd, block) < len(block):
+                return
+        except OSError:
+            return  # no room for them: a conflict will be set aside instead of merged
         start = 0
-        for digest, data in self._waiting.items():
+        for digest, data in texts.items():
             self._extents.append(Extent(digest, offset, len(block), start, len(data)))
             start += len(data)
-        self._waiting.clear()
+
+    def _join(self) -> None:
+        if self._writer:
+            self._writer.join()
+            self._writer = None

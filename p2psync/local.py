@@ -167,7 +167,7 @@ class LocalReplica:
                     self._manifest.roll_back()
                     self._manifest.begin()
                 told = self._note(found, stamp)
-        return Scanned(found.problems, told, found.rules, self._manifest.files())
+        return Scanned(found.problems, told, found.rules)
 
     def _note(self, found: Scan, stamp: Stamp) -> list[bytes]:
         """Write the findings of a scan; return the paths that are no entries and were not met before."""

@@ -216,11 +216,6 @@ class Manifest:
         row = self.row(path)
         return row.entry if row else None
 
-    def files(self) -> int:
-        """Return how many files the replica has."""
-        (count,) = self._db.execute("SELECT count(*) FROM entry WHERE kind = 1").fetchone()
-        return int(count)
-
     def changes(self, since: int) -> Iterator[Change]:
         """Yield the entries that changed after sequence number `since`."""
         found = self._db.execute(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -230,27 +232,38 @@ class _Scanner:
 
 
 def _children(directory: int) -> dict[bytes, os.stat_result]:
-    """Return what is in a directory, without sidecars, in a stable order."""
-    found = {}
+    """Return what is in a directory, without sidecars, in the order of the names."""
+    found = []
     with os.scandir(directory) as entries:
         for entry in entries:
-            name = os.fsencode(entry.name)
+            name = entry.name.encode(_ENCODING, _ERRORS)
             if name == SIDECAR:
                 continue
             try:
-                found[name] = entry.stat(follow_symlinks=False)
+                found.append((name, entry.stat(follow_symlinks=False)))
             except FileNotFoundError:
                 continue
-    return dict(sorted(found.items()))
+    found.sort(key=_NAME)
+    return dict(found)
+
+
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+"""As in os.fsencode, which takes five times as long to find them out."""
+_NAME = itemgetter(0)
 
 
 def _fingerprint(children: dict[bytes, os.stat_result], ignore: Ignore) -> bytes:
     """Return a digest of all that a change of a file in the directory would change."""
     stats = [
-        (name, st.st_mode) if stat.S_ISDIR(st.st_mode) else (name, st.st_mode, *stat_of(st))
+        (name, st.st_mode)
+        if stat.S_ISDIR(st.st_mode)
+        else (name, st.st_mode, st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino)
         for name, st in children.items()
     ]
-    return xxh3_128_digest(msgspec.msgpack.encode((stats, ignore.fingerprint)))
+    return xxh3_128_digest(_encoder.encode((stats, ignore.fingerprint)))
+
+
+_encoder = msgspec.msgpack.Encoder()
 
 
 def _vouched(row: Row, kind: Kind, st: os.stat_result) -> bool:

@@ -41,8 +41,6 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     """Sockets, fifos and devices met for the first time."""
     rules: bytes
     """Fingerprint of all ignore rules in force; empty: there are none."""
-    files: Count
-    """Files in the tree."""
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
