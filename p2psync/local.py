@@ -76,7 +76,7 @@ def init(root: bytes, name: str | None = None) -> bool:
 def find_root(start: bytes) -> bytes | None:
     """Return the replica that holds the directory `start`, as git finds a repository; None if none does."""
     folder = os.path.realpath(start)
-    while not os.path.isdir(os.path.join(folder, SIDECAR)):
+    while not os.path.isfile(os.path.join(folder, SIDECAR, b"manifest.db")):
         parent = os.path.dirname(folder)
         if parent == folder:
             return None

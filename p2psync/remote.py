@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, assert_never
@@ -432,6 +433,8 @@ def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> 
     Returns:
         The exit code for the process; the other side is told why.
     """
+    served = threading.Event()
+    threading.Thread(target=_end_with, args=(connection, served), daemon=True).start()
     try:
         connection.answer()
         with contextlib.closing(opener(root, create)) as replica:
@@ -445,6 +448,18 @@ def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> 
         return _fail(connection, errors.ReplicaError(f"{os.fsdecode(root)} cannot be used: {error}"))
     except Exception as error:
         return _fail(connection, PeerError(f"the far end failed: {type(error).__name__}: {error}"))
+    finally:
+        served.set()
+
+
+def _end_with(connection: Connection, served: threading.Event) -> None:
+    """End this process when the other side has hung up, also in the middle of a long call.
+
+    Calls read nothing while they work: without this, a far end whose caller was killed would keep the lock.
+    """
+    connection.wait_for_hang_up()
+    if not served.wait(PATIENCE_SECONDS / 5):
+        os._exit(errors.Exit.INTERRUPTED)
 
 
 def _fail(connection: Connection, error: P2PSyncError) -> errors.Exit:

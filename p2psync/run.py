@@ -193,7 +193,7 @@ def open_replica(root: bytes, create: bool) -> LocalReplica:
 
 
 def _overlap(one: bytes, other: bytes) -> bool:
-    one, other = os.path.realpath(one) + b"/", os.path.realpath(other) + b"/"
+    one, other = (os.path.join(os.path.realpath(path), b"") for path in (one, other))
     return one.startswith(other) or other.startswith(one)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import select
 import struct
 import sys
 import time
@@ -70,6 +71,12 @@ class Connection:
         """Close both descriptors."""
         for fd in {self._source, self._target}:
             os.close(fd)
+
+    def wait_for_hang_up(self) -> None:
+        """Return once the other side has closed its end; what it sent before stays to be read."""
+        poll = select.poll()
+        poll.register(self._source, 0)
+        poll.poll()
 
     # -- opening
 
@@ -219,8 +226,7 @@ class Connection:
 
 def plain(text: str) -> str:
     """Return a text from the other side as it may be shown: one line, with nothing that a terminal obeys."""
-    shown = text if len(text) <= _TEXT else text[:_TEXT] + "..."
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+    return paths.printable(text if len(text) <= _TEXT else text[:_TEXT] + "...")
 
 
 def check_path(path: bytes) -> None:

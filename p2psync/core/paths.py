@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain, count
 
 from p2psync.core.model import Digest
 
@@ -19,7 +20,7 @@ MAX_PATH = 64 * 1024
 """Sixteen times PATH_MAX: trees deeper than PATH_MAX are real, longer paths than this are an attack."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_CONFLICT_MARK = re.compile(rb"\.sync-conflict-\d{8}-\d{6}-[A-Z2-7]{7,26}")
+_CONFLICT_MARK = re.compile(rb"\.sync-conflict-\d{8}-\d{6}-[A-Z2-7]{7,26}(?:-\d+)?")
 _BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
 
@@ -95,15 +96,16 @@ def check(path: bytes) -> None:
 def conflict_names(path: bytes, mtime_ns: int, digest: Digest) -> Iterator[bytes]:
     """Yield names for a conflict copy, made of the losing version alone, the usual one first.
 
-    Two replicas that decide the same conflict make the same copy. The later names carry more of the
-    digest, for the case that the first is taken by other contents.
+    Two replicas that decide the same conflict make the same copy. The later names carry all of the
+    digest, then a number, for the case that the first is taken by other contents. There is no end to them.
     """
     directory, name = split(path)
     stem, dot, extension = _CONFLICT_MARK.sub(b"", name).rpartition(b".")
     if not stem.strip(b"."):
         stem, dot, extension = stem + dot + extension, b"", b""
-    for length in (7, 16, 26):
-        mark = f".sync-conflict-{_utc(mtime_ns)}-{_base32(digest)[:length]}".encode()
+    full = _base32(digest)
+    for ending in chain((full[:7], full), (f"{full}-{number}" for number in count(2))):
+        mark = f".sync-conflict-{_utc(mtime_ns)}-{ending}".encode()
         tail = mark + dot + extension
         if len(tail) > MAX_NAME - 1:
             tail = mark

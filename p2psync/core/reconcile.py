@@ -219,7 +219,9 @@ def newest_base(candidates: Sequence[Entry], ours: Entry, theirs: Entry) -> Entr
     common = [
         base
         for base in candidates
-        if base.kind is ours.kind and base.version <= ours.version and base.version <= theirs.version
+        if base.kind is ours.kind is theirs.kind
+        and base.version <= ours.version
+        and base.version <= theirs.version
     ]
     return max(common, key=_weight, default=None)
 
@@ -325,15 +327,16 @@ def _find_copy(
 
     A copy that was made and deleted before is made again: it has seen its tombstone, so it lives.
     """
-    copy = path
     for copy in conflict_names(path, loser.mtime_ns, loser.digest):
         if copy not in pairs:
             questions.pairs.add(copy)
             return copy
         present = verdicts[copy].final if copy in verdicts else None
+        if any(entry and entry.kind is Kind.DIRECTORY for entry in (present, *pairs[copy])):
+            continue  # a directory goes last, a copy is made first
         if present is None or not present.alive:
             verdicts[copy] = Verdict(_stamped(loser, stamp, present), decided=True)
             return copy
         if present.same_bytes(loser):
             return copy
-    return copy
+    raise AssertionError("there is no end to the names")
