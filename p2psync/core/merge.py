@@ -27,7 +27,7 @@ MAX_TEXT = 1 << 20
 MAX_COST = 256
 """Edits from each end before a search settles for the furthest point: XDL_MAX_COST_MIN of git."""
 
-MAX_STEPS = 1_000_000
+MAX_STEPS = 500_000
 """Steps that one alignment may take, about half a second; typical texts need some thousand."""
 
 
