@@ -157,15 +157,13 @@ class LocalReplica:
         found = scan(self._root, self._manifest, stamp, self._exclude())
         self._ignores = found.ignores
         self._any_rules = bool(found.rules)
-        with contextlib.ExitStack() as transaction:
-            if keep and not (found.changes or found.vouched or found.fingerprints or found.special):
-                told = []
-            else:
-                if keep:
-                    transaction.enter_context(self._manifest.transaction())
-                else:
-                    self._manifest.roll_back()
-                    self._manifest.begin()
+        told: list[bytes] = []
+        if not keep:
+            self._manifest.roll_back()
+            self._manifest.begin()
+            told = self._note(found, stamp)
+        elif found.changes or found.vouched or found.fingerprints or found.special:
+            with self._manifest.transaction():
                 told = self._note(found, stamp)
         return Scanned(found.problems, told, found.rules)
 
@@ -280,7 +278,7 @@ class LocalReplica:
             with self._opened(content.digest, holders) as fd:
                 if fd is not None and self._store.stage_copy(fd, content):
                     if content.size <= MAX_TEXT:
-                        self._bases.add(content.digest, os.pread(fd, MAX_TEXT, 0))
+                        self._bases.add(content.digest, os.pread(fd, content.size, 0))
                     return True
         extent = self._manifest.extent(content.digest) if kept else None
         text = self._bases.read(extent) if extent else None
