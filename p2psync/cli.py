@@ -174,7 +174,7 @@ def _targets(
 
     known = {peer.name: peer for peer in config.peers(root)}
     if not names and not known:
-        raise click.UsageError(
+        raise config.ConfigError(
             "there is no peer to sync with: name one, or add it with `p2psync peer add NAME ADDRESS`"
         )
     targets: list[Target] = []
@@ -192,12 +192,12 @@ def _unnamed(address: str) -> Peer:
     """Return the peer at an address that is not configured.
 
     Raises:
-        UsageError: it is a bare word that names nothing.
+        ConfigError: it is a bare word that names nothing.
     """
-    from p2psync.config import Peer
+    from p2psync.config import ConfigError, Peer
 
     if "/" not in address and ":" not in address and not os.path.isdir(address):
-        raise click.UsageError(f"there is no peer and no folder named {address!r}")
+        raise ConfigError(f"there is no peer and no folder named {address!r}")
     return Peer(address, _absolute(address))
 
 

@@ -22,6 +22,7 @@ from xxhash import xxh3_128_digest
 from p2psync import errors
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Problem, Transition
+from p2psync.core.paths import printable
 from p2psync.core.replica import (
     AnyDigest,
     AnyReplica,
@@ -464,7 +465,7 @@ def _end_with(connection: Connection, served: threading.Event) -> None:
 
 def _fail(connection: Connection, error: P2PSyncError) -> errors.Exit:
     with contextlib.suppress(Unreachable):
-        connection.send(ERROR, Failure(type(error).__name__, str(error)))
+        connection.send(ERROR, Failure(type(error).__name__, printable(str(error))))
         connection.flush()
     return error.exit_code
 

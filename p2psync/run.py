@@ -25,7 +25,7 @@ from p2psync.sync import Progress, Result, Session
 RETRY_SECONDS = (0.05, 0.5)
 """Between two tries for a lock, at random: two runs that got in each other's way must not meet again."""
 
-_SEVERITY = (Exit.FAILED, Exit.UNREACHABLE, Exit.LOCKED, Exit.CONFLICTS, Exit.IN_STEP)
+_SEVERITY = (Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.LOCKED, Exit.CONFLICTS, Exit.IN_STEP)
 
 
 @dataclass(frozen=True)
