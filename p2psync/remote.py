@@ -434,8 +434,6 @@ def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> 
     Returns:
         The exit code for the process; the other side is told why.
     """
-    served = threading.Event()
-    threading.Thread(target=_end_with, args=(connection, served), daemon=True).start()
     try:
         connection.answer()
         with contextlib.closing(opener(root, create)) as replica:
@@ -443,12 +441,22 @@ def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> 
             while _serve_call(connection, replica):
                 pass
         return errors.Exit.IN_STEP
+    except Unreachable as error:  # nobody is there to be told; who half is, sees the connection end
+        return error.exit_code
     except P2PSyncError as error:
         return _fail(connection, error)
     except OSError as error:
         return _fail(connection, errors.ReplicaError(f"{os.fsdecode(root)} cannot be used: {error}"))
     except Exception as error:
         return _fail(connection, PeerError(f"the far end failed: {type(error).__name__}: {error}"))
+
+
+def _serve_alone(connection: Connection, root: bytes, opener: Opener, create: bool) -> errors.Exit:
+    """Serve in a process that is there for nothing else."""
+    served = threading.Event()
+    threading.Thread(target=_end_with, args=(connection, served), daemon=True).start()
+    try:
+        return serve(connection, root, opener, create)
     finally:
         served.set()
 
@@ -551,7 +559,7 @@ def serve_stdio(root: bytes, opener: Opener, create: bool) -> errors.Exit:
     """Serve on stdin and stdout, as ssh starts us; nothing else may write to stdout any more."""
     source, target = os.dup(0), os.dup(1)
     os.dup2(2, 1)
-    return serve(Connection(source, target, "the peer"), root, opener, create)
+    return _serve_alone(Connection(source, target, "the peer"), root, opener, create)
 
 
 # -- processes
@@ -613,7 +621,7 @@ def _be_far_end(source: int, target: int, root: bytes, opener: Opener, create: b
             if fd > 2 and fd not in (source, target):
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        code = serve(Connection(source, target, "the peer"), root, opener, create)
+        code = _serve_alone(Connection(source, target, "the peer"), root, opener, create)
     except KeyboardInterrupt:
         code = errors.Exit.INTERRUPTED
     finally:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from msgspec.structs import replace
-from p2psync.core.merge import merge
 from xxhash import xxh3_128_digest
 
 from p2psync.core.detect import observe, vanish
+from p2psync.core.merge import merge
 from p2psync.core.model import NO_DIGEST, Digest, Entry, Kind, Prefer, Transition
 from p2psync.core.order import in_order
 from p2psync.core.paths import ancestors

@@ -1,0 +1,1 @@
+"""The benchmark: run by hand, see README.md beside this file."""

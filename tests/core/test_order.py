@@ -1,0 +1,94 @@
+"""The order of transitions: a stop between any two of them loses nothing."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2psync.core.model import Digest, Entry, Kind, Transition
+from p2psync.core.order import in_order, takes_away
+from p2psync.core.paths import ancestors
+
+FILE = Entry(kind=Kind.FILE, digest=Digest(b"d" * 16), size=1)
+OTHER = Entry(kind=Kind.FILE, digest=Digest(b"e" * 16), size=1)
+FOLDER = Entry(kind=Kind.DIRECTORY, mode=0o755)
+LINK = Entry(kind=Kind.SYMLINK, digest=Digest(b"l" * 16), target=b"t")
+GONE = Entry(kind=Kind.TOMBSTONE)
+
+PATHS = [b"/".join(names) for depth in (1, 2, 3) for names in product((b"a", b"b"), repeat=depth)]
+ENTRIES = [FILE, OTHER, FOLDER, LINK, GONE]
+CHANGES = [(expected, wanted) for expected in [None, *ENTRIES] for wanted in ENTRIES]
+
+
+def plan_of(changes: dict[bytes, tuple[tuple[Entry | None, Entry], bool]]) -> list[Transition]:
+    """Transitions in any order, some of which need a new conflict copy beside them first."""
+    plan = []
+    for path, (change, displaces) in changes.items():
+        after = (path + b".copy",) if displaces else ()
+        plan.append(Transition(path, *change, after))
+        plan += [Transition(copy, None, FILE) for copy in after]
+    return plan
+
+
+PLANS = st.dictionaries(
+    st.sampled_from(PATHS), st.tuples(st.sampled_from(CHANGES), st.booleans()), max_size=9
+).map(plan_of)
+
+
+def positions(plan: list[Transition]) -> dict[bytes, int]:
+    return {transition.path: number for number, transition in enumerate(in_order(plan))}
+
+
+@given(PLANS)
+def test_all_transitions_are_there_once(plan: list[Transition]) -> None:
+    assert sorted(t.path for t in in_order(plan)) == sorted(t.path for t in plan)
+
+
+@given(PLANS)
+def test_the_order_does_not_depend_on_how_they_came(plan: list[Transition]) -> None:
+    assert in_order(reversed(plan)) == in_order(plan)
+
+
+@given(PLANS)
+def test_what_is_made_is_made_in_what_is_there(plan: list[Transition]) -> None:
+    position = positions(plan)
+    made = {t.path for t in plan if not takes_away(t)}
+    for path in made:
+        assert all(position[parent] < position[path] for parent in ancestors(path) if parent in made)
+
+
+@given(PLANS)
+def test_what_is_taken_away_is_empty_by_then(plan: list[Transition]) -> None:
+    position = positions(plan)
+    taken = {t.path for t in plan if takes_away(t)}
+    for path in taken:
+        assert all(position[parent] > position[path] for parent in ancestors(path) if parent in taken)
+
+
+@given(PLANS)
+def test_all_is_made_before_anything_is_taken_away(plan: list[Transition]) -> None:
+    taken = [takes_away(t) for t in in_order(plan)]
+    assert taken == sorted(taken)
+
+
+@given(PLANS)
+def test_a_copy_is_made_before_what_displaces_it(plan: list[Transition]) -> None:
+    position = positions(plan)
+    assert all(position[copy] < position[t.path] for t in plan for copy in t.after)
+
+
+def test_a_deletion_and_a_leaf_in_place_of_a_folder_take_away() -> None:
+    assert takes_away(Transition(b"a", FILE, GONE))
+    assert takes_away(Transition(b"a", FOLDER, GONE))
+    assert takes_away(Transition(b"a", FOLDER, FILE))
+    assert takes_away(Transition(b"a", FOLDER, LINK))
+    assert takes_away(Transition(b"a", None, GONE))
+
+
+def test_all_else_does_not() -> None:
+    for expected in (None, GONE, FILE, LINK):
+        for wanted in (FILE, LINK, FOLDER):
+            assert not takes_away(Transition(b"a", expected, wanted))
+    assert not takes_away(Transition(b"a", FOLDER, FOLDER))
