@@ -19,7 +19,17 @@ from p2psync.core.detect import is_racy
 from p2psync.core.model import Entry, Kind, Problem, Record, Row, Transition, needs_content
 from p2psync.core.order import in_order
 from p2psync.core.paths import split
-from p2psync.disk import OPEN_FILE, Root, exchange, hash_file, kind_of, lstat, rename_new, stat_of
+from p2psync.disk import (
+    OPEN_DIRECTORY,
+    OPEN_FILE,
+    Root,
+    exchange,
+    hash_file,
+    kind_of,
+    lstat,
+    rename_new,
+    stat_of,
+)
 from p2psync.store import Store
 
 _T = TypeVar("_T")
@@ -48,7 +58,7 @@ class Applier:
             if isinstance(outcome, Problem):
                 self._failed.add(transition.path)
             yield outcome
-        yield from self._finish_directories()
+        self._finish_directories()
 
     def _attempt(self, transition: Transition) -> Record | Problem:
         path = transition.path
@@ -85,16 +95,27 @@ class Applier:
     def _create(self, path: bytes, wanted: Entry) -> Row:
         directory, name = self._parent(path)
         if wanted.kind is Kind.DIRECTORY:
-            _write_in(directory, lambda: os.mkdir(name, wanted.mode | 0o700, dir_fd=directory))
-            self._made.append((path, wanted))
+            with contextlib.suppress(FileExistsError):
+                _write_in(directory, lambda: os.mkdir(name, 0o700, dir_fd=directory))
+            self._dress(path, name, directory, wanted)
             return Row(wanted)
         staged = self._take(wanted)
         try:
             _write_in(directory, lambda: rename_new(staged, self._store.fd, name, directory))
-        except OSError:
+        except OSError as error:
             self._store.discard(staged)
-            raise
+            if not (isinstance(error, FileExistsError) and _is_wanted(name, directory, wanted)):
+                raise
         return _row(wanted, name, directory)
+
+    def _dress(self, path: bytes, name: bytes, directory: int, wanted: Entry) -> None:
+        """Give a new directory its permissions; its time follows when it is filled."""
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
+        try:
+            os.fchmod(fd, wanted.mode)
+        finally:
+            os.close(fd)
+        self._made.append((path, wanted))
 
     def _amend(self, name: bytes, directory: int, row: Row, wanted: Entry) -> Row:
         """Change permissions and times where they differ; the contents are the wanted ones already."""
@@ -135,14 +156,18 @@ class Applier:
         directory, name = self._parent(path)
         shelf, kept = self._store.shelf(path)
         rename_new(self._take(wanted), self._store.fd, kept, shelf)
-        if _write_in(directory, lambda: exchange(kept, shelf, name, directory)):
-            if not _put_away(kept, shelf, row):
+        new = lstat(kept, shelf).st_ino
+        try:
+            if not _write_in(directory, lambda: exchange(kept, shelf, name, directory)):
+                self._replace_in_steps(path, row, kept, shelf)
+            elif not _put_away(kept, shelf, row):
                 exchange(kept, shelf, name, directory)
                 raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
-        else:
-            self._replace_in_steps(path, row, kept, shelf)
+        except (OSError, Refused):
+            _remove_unused(kept, shelf, new)
+            raise
         if wanted.kind is Kind.DIRECTORY:
-            self._made.append((path, wanted))
+            self._dress(path, name, directory, wanted)
         return _row(wanted, name, directory)
 
     def _replace_in_steps(self, path: bytes, row: Row, new: bytes, shelf: int) -> None:
@@ -165,15 +190,11 @@ class Applier:
         except FileNotFoundError:
             raise Refused("its contents changed while they were sent; the next sync will take them") from None
 
-    def _finish_directories(self) -> Iterator[Problem]:
-        """Give new directories their permissions and times, now that they are filled."""
+    def _finish_directories(self) -> None:
+        """Give new directories their times, now that they are filled; it is no harm if one has gone again."""
         for path, wanted in reversed(self._made):
-            try:
-                fd = self._root.directory(path)
-                os.fchmod(fd, wanted.mode)
-                os.utime(fd, ns=(wanted.mtime_ns, wanted.mtime_ns))
-            except OSError as error:
-                yield Problem(path, _explain(error))
+            with contextlib.suppress(OSError):
+                os.utime(self._root.directory(path), ns=(wanted.mtime_ns, wanted.mtime_ns))
 
 
 _EDITED = "was changed while it was to be replaced"
@@ -201,6 +222,24 @@ def _check_unchanged(name: bytes, directory: int, row: Row) -> None:
             same = hash_file(name, directory)[0] == entry.digest
     if not same:
         raise Refused("was changed meanwhile; the next sync will look at it")
+
+
+def _is_wanted(name: bytes, directory: int, wanted: Entry) -> bool:
+    """Is already there what was to be made? So it is after a run that died before it could commit."""
+    st = lstat(name, directory)
+    if kind_of(st.st_mode) is not wanted.kind:
+        return False
+    if wanted.kind is Kind.SYMLINK:
+        return os.readlink(name, dir_fd=directory) == wanted.target
+    return st.st_mode & 0o777 == wanted.mode and hash_file(name, directory)[0] == wanted.digest
+
+
+def _remove_unused(name: bytes, shelf: int, inode: int) -> None:
+    """Take out of the history what was to be swapped in and was not: inode tells it from what must stay."""
+    with contextlib.suppress(OSError):
+        st = lstat(name, shelf)
+        if st.st_ino == inode:
+            (os.rmdir if stat.S_ISDIR(st.st_mode) else os.unlink)(name, dir_fd=shelf)
 
 
 def _is_expected(name: bytes, directory: int, row: Row) -> bool:

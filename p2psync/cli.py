@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -146,12 +147,12 @@ def sync(
     from p2psync.core.model import Prefer
 
     options = run.Options(Prefer(prefer), dry_run, create, lock_wait)
-    talkative = sys.stderr.isatty() and not (quiet or as_json)
+    talkative = _is_terminal(2) and not (quiet or as_json)
     try:
         root = _root()
         targets = _targets(root, peers, ssh_command, port, remote_command)
         with render.Line() if talkative else render.Silent() as progress:
-            runs = run.sync(root, targets, options, progress, _confirm if sys.stdin.isatty() else _decline)
+            runs = run.sync(root, targets, options, progress, _confirm if _is_terminal(0) else _decline)
     except P2PSyncError as error:
         if as_json:
             click.echo(render.as_json([], error))
@@ -207,10 +208,17 @@ def _absolute(text: str) -> str:
     Raises:
         AddressError: it is no address.
     """
-    from p2psync.peer import parse_address
+    from p2psync.peer import Address, parse_address
 
     address = parse_address(text)
-    return str(address) if address.host is not None else os.path.abspath(os.fsdecode(address.path))
+    return str(Address(os.path.abspath(address.path)) if address.host is None else address)
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:  # closed
+        return False
 
 
 def _confirm(question: str) -> bool:
@@ -297,6 +305,9 @@ def main() -> NoReturn:
     """Run the command line; every error becomes one line and an exit code."""
     gc.disable()  # a run makes many objects and hardly a cycle: looking for them cost a seventh of its time
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
         code = cli.main(prog_name="p2psync", standalone_mode=False)
     except click.ClickException as error:
@@ -308,16 +319,17 @@ def main() -> NoReturn:
     except P2PSyncError as error:
         _complain(error)
         code = error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # click's answer to a reader that has gone
         code = Exit.FAILED
-    except OSError as error:
-        _complain(error)
+    except Exception as error:
+        if "P2PSYNC_DEBUG" in os.environ:
+            raise
+        _complain(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
         code = Exit.FAILED
     sys.exit(code)
 
 
-def _complain(error: Exception) -> None:
+def _complain(error: Exception | str) -> None:
     from p2psync.core.paths import printable
 
     click.echo(f"p2psync: error: {printable(str(error))}", err=True)

@@ -23,7 +23,8 @@ OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """O_NONBLOCK: a fifo that took a file's place must not hang us."""
 
 BLOCK = 1024 * 1024
-_MAX_INODE = (1 << 63) - 1
+_LIMIT = 1 << 63
+"""SQLite's integers end there; in nanoseconds that is the year 2262."""
 
 _KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
 
@@ -110,7 +111,8 @@ def kind_of(mode: int) -> Kind | None:
 
 def stat_of(st: os.stat_result) -> Stat:
     """Return what vouches for the contents of a file."""
-    return Stat(st.st_size, st.st_mtime_ns, st.st_ctime_ns, st.st_ino & _MAX_INODE)
+    mtime_ns = min(max(st.st_mtime_ns, -_LIMIT), _LIMIT - 1)
+    return Stat(st.st_size, mtime_ns, st.st_ctime_ns, st.st_ino & (_LIMIT - 1))
 
 
 def lstat(name: bytes, dir_fd: int) -> os.stat_result:

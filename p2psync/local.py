@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+from xxhash import xxh3_128_digest
+
 from p2psync.apply import Applier
 from p2psync.bases import Bases
 from p2psync.core.ignore import Ignore
@@ -212,7 +214,13 @@ class LocalReplica:
     def lookup(self, names: Sequence[Name]) -> Found:
         """Return what is known of each of `names`."""
         entries = [self._manifest.entry(name.path) for name in names]
-        return Found(entries, [name.path for name in names if self._is_ignored(name)])
+        ignored = [
+            name.path
+            for name, entry in zip(names, entries, strict=True)
+            if self._is_ignored(name)
+            or (entry and entry.kind is Kind.DIRECTORY and self._is_ignored(Name(name.path, True)))
+        ]
+        return Found(entries, ignored)
 
     def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
         """Return the earlier versions of each of `paths` that are remembered."""
@@ -241,7 +249,8 @@ class LocalReplica:
         with self._opened(digest) as fd:
             if fd is None or os.fstat(fd).st_size > MAX_TEXT:
                 return None
-            return os.read(fd, MAX_TEXT)
+            text = os.read(fd, MAX_TEXT)
+            return text if xxh3_128_digest(text) == digest else None
 
     @contextlib.contextmanager
     def _opened(self, digest: Digest, holders: Iterable[bytes] | None = None) -> Iterator[int | None]:
@@ -265,12 +274,13 @@ class LocalReplica:
         self._store.want(wanted)
         digests = [content.digest for content in wanted]
         holders, kept = self._manifest.holders(digests), self._manifest.kept(digests)
-        return [
-            content
-            for content in wanted
-            if not self._store.has_staged(content)
-            and not self._stage_own(content, holders.get(content.digest), content.digest in kept)
-        ]
+        with _staging():
+            return [
+                content
+                for content in wanted
+                if not self._store.has_staged(content)
+                and not self._stage_own(content, holders.get(content.digest), content.digest in kept)
+            ]
 
     def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
@@ -302,10 +312,8 @@ class LocalReplica:
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
-        try:
+        with _staging():
             self._store.stage(batches, self._keep)
-        except OSError as error:
-            raise ReplicaError(f"cannot stage what is to be written: {error.strerror}") from error
 
     def _keep(self, digest: Digest, data: bytes) -> None:
         """Keep a text that comes from elsewhere, for merges to come.
@@ -335,9 +343,9 @@ class LocalReplica:
                 problems.append(outcome)
             else:
                 records.append(outcome)
-            if len(records) - told >= BATCH:
-                yield Applied(len(records) - told, [])
-                told = len(records)
+            if len(records) - told + len(problems) >= BATCH:
+                yield Applied(len(records) - told, problems)
+                told, problems = len(records), []
         self._keep_common_texts(records)
         sync_file_system(self._root.fd)
         with self._manifest.transaction():
@@ -372,11 +380,9 @@ class LocalReplica:
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """Remember how far the changes of `peer` are taken in; the run is over for this side."""
         self._store.clear_stage()
-        extents = self._bases.flush()
-        if self._manifest.mark(peer.replica) != mark or extents:
-            with self._manifest.transaction():
-                self._manifest.keep(extents)
-                self._manifest.set_mark(peer, mark, time.time())
+        with self._manifest.transaction():
+            self._manifest.keep(self._bases.flush())
+            self._manifest.set_mark(peer, mark, time.time())
 
     # -- peers
 
@@ -400,14 +406,26 @@ class LocalReplica:
             yield change.path, action_of(Transition(change.path, expected, change.entry))
 
 
+@contextlib.contextmanager
+def _staging() -> Iterator[None]:
+    """Tell of a disk that takes no more as what it is: nothing can be synced to it now."""
+    try:
+        yield
+    except OSError as error:
+        raise ReplicaError(f"cannot stage what is to be written: {error.strerror}") from error
+
+
 def _pieces(digest: Digest, fd: int | None) -> Iterator[Piece]:
     """Yield the contents of an open file."""
     if fd is None:
         yield Piece(digest, b"", More.GONE)
         return
-    left = os.fstat(fd).st_size
-    while left > PIECE_BYTES:
-        data = os.read(fd, PIECE_BYTES)
-        yield Piece(digest, data, More.MORE)
-        left = left - len(data) if data else 0
-    yield Piece(digest, os.read(fd, left), More.LAST)
+    try:
+        left = os.fstat(fd).st_size
+        while left > PIECE_BYTES:
+            data = os.read(fd, PIECE_BYTES)
+            yield Piece(digest, data, More.MORE)
+            left = left - len(data) if data else 0
+        yield Piece(digest, os.read(fd, left), More.LAST)
+    except OSError:  # cannot be read: the path that wants it becomes a problem
+        yield Piece(digest, b"", More.GONE)

@@ -110,10 +110,7 @@ class Manifest:
         if not os.path.exists(file):
             raise ReplicaError(f"the sidecar has no manifest: {os.fsdecode(file)}")
         manifest = cls(_connect(file))
-        try:
-            (version,) = manifest._db.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise ReplicaError(f"cannot read the manifest {os.fsdecode(file)}: {error}") from error
+        (version,) = manifest._db.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA_VERSION:
             raise ReplicaError(
                 f"the manifest {os.fsdecode(file)} has format {version}, this p2psync knows {SCHEMA_VERSION}:"
@@ -136,10 +133,8 @@ class Manifest:
             self.begin()
             yield
             self._db.execute("COMMIT")
-        except BaseException as error:
+        except BaseException:
             self.roll_back()
-            if isinstance(error, sqlite3.Error):
-                raise ReplicaError(f"cannot write the manifest: {error}") from error
             raise
 
     def begin(self) -> None:
@@ -381,18 +376,34 @@ class Manifest:
         ]
 
 
+class _Database(sqlite3.Connection):
+    """A connection whose errors are told as what they are to a user: the sidecar's."""
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
+        try:
+            return super().execute(*args)
+        except sqlite3.Error as error:
+            raise ReplicaError(f"the manifest cannot be used: {error}") from error
+
+    def executemany(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
+        try:
+            return super().executemany(*args)
+        except sqlite3.Error as error:
+            raise ReplicaError(f"the manifest cannot be used: {error}") from error
+
+
 def _connect(file: bytes) -> sqlite3.Connection:
     """Open a database; WAL where the file system can do it, a rollback journal where not."""
     try:
         connection = sqlite3.connect(
-            os.fsdecode(file), isolation_level=None, check_same_thread=False, timeout=10
+            os.fsdecode(file), timeout=10, isolation_level=None, check_same_thread=False, factory=_Database
         )
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -16384")
     except sqlite3.Error as error:
-        raise ReplicaError(f"cannot open the manifest {os.fsdecode(file)}: {error}") from error
+        raise ReplicaError(f"the manifest cannot be opened: {error}") from error
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA cache_size = -16384")
     return connection
 
 

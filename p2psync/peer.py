@@ -33,16 +33,17 @@ class Address:
         return f"{self.user}@{self.host}" if self.user else str(self.host)
 
     def __str__(self) -> str:
+        path = os.fsdecode(self.path)
         if self.host is None:
-            return os.fsdecode(self.path)
+            return path if path.isprintable() else f"file://{quote_from_bytes(self.path)}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        user = f"{self.user}@" if self.user else ""
-        if self.port is None:
-            return f"{user}{host}:{os.fsdecode(self.path)}"
+        login = f"{self.user}@{host}" if self.user else host
+        if self.port is None and path.isprintable():
+            return f"{login}:{path}"
+        port = f":{self.port}" if self.port else ""
+        start = "" if self.path.startswith(b"/") else "/~/"
         # At its start /~ would mean the home.
-        path = quote_from_bytes(self.path)
-        start = "" if path.startswith("/") else "/~/"
-        return f"ssh://{user}{host}:{self.port}{start}{path.replace('/~', '/%7E', 1)}"
+        return f"ssh://{login}{port}{start}{quote_from_bytes(self.path).replace('/~', '/%7E', 1)}"
 
 
 _HOST = re.compile(r"[A-Za-z0-9_.%:-]+")

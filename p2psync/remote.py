@@ -204,12 +204,15 @@ class RemoteReplica:
         if self._closed:
             return
         self._closed = True
-        if not self._busy:
-            with contextlib.suppress(PeerError):
-                self._connection.send(CALL, Close())
-                self._connection.flush()
+        if self._busy:
+            self._process.end(0)  # first: a thread may still be reading what it sends
+            self._connection.close()
+            return
+        with contextlib.suppress(PeerError):
+            self._connection.send(CALL, Close())
+            self._connection.flush()
         self._connection.close()
-        self._process.end(0 if self._busy else PATIENCE_SECONDS)
+        self._process.end(PATIENCE_SECONDS)
 
     def _ask(self, call: AnyCall, kind: type[_T]) -> _T:
         with self._calling(call):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -85,6 +86,8 @@ class Line(Silent):
     """A run that is over by then shows no line, and does not pay for loading rich."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        """Both sides report, each from its own thread."""
         self._started = time.monotonic()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -94,15 +97,17 @@ class Line(Silent):
 
     def begin(self, step: str, files: int = 0, size: int = 0) -> None:
         """A step begins."""
-        self._step = (step, files, size)
-        self._files = self._bytes = 0
-        self._show()
+        with self._lock:
+            self._step = (step, files, size)
+            self._files = self._bytes = 0
+            self._show()
 
     def advance(self, files: int, size: int) -> None:
         """Something was done."""
-        self._files += files
-        self._bytes += size
-        self._show()
+        with self._lock:
+            self._files += files
+            self._bytes += size
+            self._show()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -220,6 +220,8 @@ def _round(
         link.run.results.append(link.session.round(options.prefer, not options.dry_run))
     except P2PSyncError as error:
         link.run.error = error
+    except OSError as error:
+        link.run.error = ReplicaError(str(error))
     link.seen = home.newest()
     link.run.sent, link.run.received = link.replica.traffic
     return home_scanned

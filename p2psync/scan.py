@@ -16,12 +16,13 @@ from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import msgspec
+from msgspec.structs import replace
 from xxhash import xxh3_128_digest
 
 from p2psync.core.detect import is_racy, observe, vanish
 from p2psync.core.ignore import Ignore
 from p2psync.core.model import Digest, Entry, Kind, Problem, Record, Row
-from p2psync.core.paths import IGNORE_FILE, SIDECAR, ancestors, is_reserved, join
+from p2psync.core.paths import IGNORE_FILE, MAX_PATH, SIDECAR, ancestors, is_reserved, join
 from p2psync.core.vector import Stamp
 from p2psync.disk import Changing, Root, hash_file, kind_of, open_file, stat_of
 
@@ -154,7 +155,7 @@ class _Scanner:
                 rows.pop(name, None)
                 continue
             child = join(path, name)
-            if kind is None or is_reserved(name):
+            if kind is None or is_reserved(name) or len(child) > MAX_PATH:
                 self._found.special.append(child)
                 continue
             rows.pop(name, None)
@@ -171,7 +172,7 @@ class _Scanner:
         """Look at a directory; return whether its row tells all there is to know."""
         self._stack.append(_Visit(path, ignore))
         known = row.entry if row else None
-        seen = Entry(kind=Kind.DIRECTORY, mode=st.st_mode & 0o777, mtime_ns=st.st_mtime_ns)
+        seen = Entry(kind=Kind.DIRECTORY, mode=st.st_mode & 0o777, mtime_ns=stat_of(st).mtime_ns)
         entry = observe(known, seen, self._stamp)
         if known is None or known.alive:
             self._record(path, Row(entry), known)
@@ -185,6 +186,7 @@ class _Scanner:
     ) -> bool:
         """Look at a file or symlink; return whether its stat vouches for it from now on."""
         if row and _vouched(row, kind, st):
+            self._reveal_above(path)
             return True
         known = row.entry if row else None
         now_ns = time.time_ns()
@@ -193,6 +195,9 @@ class _Scanner:
         except OSError as error:
             self._problem(path, error)
             return False
+        if row and row.stat and row.stat.mtime_ns == stat_of(st).mtime_ns:
+            # Not touched since the entry was applied; the file system may keep times less exactly than it.
+            seen = replace(seen, mtime_ns=row.entry.mtime_ns)
         racy = kind is Kind.FILE and is_racy(st.st_mtime_ns, now_ns)
         entry = observe(known, seen, self._stamp)
         self._record(path, Row(entry, stat_of(st) if kind is Kind.FILE else None, racy), known, row)
@@ -209,16 +214,21 @@ class _Scanner:
                     self._stack.append(_Visit(child, ignore.below(name), gone=True))
 
     def _forget_below(self, path: bytes, ignore: Ignore) -> None:
+        self._found.fingerprints[path] = None  # should it come back, its rows say that it is gone
         self._vanish(path, self._known.rows(path), ignore)
 
     def _record(self, path: bytes, row: Row, known: Entry | None, old: Row | None = None) -> None:
-        if row.entry.alive and self._ghosts:
-            for ancestor in ancestors(path):
-                self._reveal(ancestor)
+        if row.entry.alive:
+            self._reveal_above(path)
         if row.entry is not known:
             self._found.changes.append(Record(path, row, known))
         elif old is not None and row != old:
             self._found.vouched.append(Record(path, row, known))
+
+    def _reveal_above(self, path: bytes) -> None:
+        if self._ghosts:
+            for ancestor in ancestors(path):
+                self._reveal(ancestor)
 
     def _reveal(self, path: bytes) -> None:
         """A directory that a peer deleted has come to life again."""
@@ -286,7 +296,7 @@ def _look(name: bytes, directory: int, kind: Kind, st: os.stat_result) -> tuple[
     if kind is Kind.SYMLINK:
         target = os.readlink(name, dir_fd=directory)
         digest = Digest(xxh3_128_digest(target))
-        return Entry(kind=kind, digest=digest, target=target, mtime_ns=st.st_mtime_ns), st
+        return Entry(kind=kind, digest=digest, target=target, mtime_ns=stat_of(st).mtime_ns), st
     digest, st = hash_file(name, directory)
-    entry = Entry(kind=kind, digest=digest, size=st.st_size, mode=st.st_mode & 0o777, mtime_ns=st.st_mtime_ns)
-    return entry, st
+    mode, mtime_ns = st.st_mode & 0o777, stat_of(st).mtime_ns
+    return Entry(kind=kind, digest=digest, size=st.st_size, mode=mode, mtime_ns=mtime_ns), st

@@ -219,11 +219,11 @@ def _match(a: list[bytes], b: list[bytes]) -> list[_Point]:
         while x < end_x and y < end_y and a[end_x - 1] == b[end_y - 1]:
             end_x, end_y = end_x - 1, end_y - 1
             pairs.append(_Point(end_x, end_y))
-        if x == end_x or y == end_y or allowance < 0:
-            continue  # Without steps left the box counts as changed throughout, which is safe.
+        if x == end_x or y == end_y:
+            continue
         middle, steps = _split(a[x:end_x], b[y:end_y], allowance)
         allowance -= steps
-        if middle:
+        if middle:  # If out of steps, the box counts as changed throughout, which is safe.
             point = _Point(x + middle.x, y + middle.y)
             boxes += (_Point(x, y), point), (point, _Point(end_x, end_y))
     return sorted(pairs)

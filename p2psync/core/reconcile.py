@@ -281,8 +281,8 @@ def _keep_directories(verdicts: dict[bytes, Verdict], pairs: Mapping[bytes, Pair
 
 
 def _as_directory(verdict: Verdict, pair: Pair, stamp: Stamp) -> Verdict:
-    modes = [entry.mode for entry in pair if entry and entry.kind is Kind.DIRECTORY]
-    directory = Entry(kind=Kind.DIRECTORY, mode=max(modes, default=0o755))
+    present = [entry for entry in pair if entry and entry.kind is Kind.DIRECTORY]
+    directory = max(present, key=_weight, default=Entry(kind=Kind.DIRECTORY, mode=0o755))
     final = _stamped(directory, stamp, verdict.final, *pair)
     if not verdict.final.alive:
         return Verdict(final, decided=True)

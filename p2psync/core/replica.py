@@ -71,7 +71,7 @@ class Name(NamedTuple):
 class Found(msgspec.Struct, frozen=True, array_like=True):
     """The answer to a lookup."""
 
-    entries: list[Entry | None]
+    entries: Annotated[list[Entry | None], msgspec.Meta(max_length=1 << 14)]
     """One for each path asked about."""
     ignored: list[bytes]
     """Those of the paths that this replica's rules ignore."""

@@ -18,8 +18,8 @@ ReplicaId = NewType("ReplicaId", int)
 """64 random bits that name one replica."""
 
 _PAIR = struct.Struct(">QQ")
-MAX_REPLICAS = 4096
-"""A vector longer than this comes from a broken or hostile peer: 64 KiB for a single path."""
+MAX_REPLICAS = 256
+"""A vector longer than this comes from a broken or hostile peer: 4 KiB for a single path."""
 
 
 class Stamp(NamedTuple):
