@@ -1,5 +1,42 @@
-"""`python -m p2psync`."""
+"""The entry point: what has to be right before anything else is loaded."""
 
-from p2psync.cli import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+import sys
+from typing import NoReturn
+
+INTERRUPTED = 130
+"""As `errors.Exit.INTERRUPTED`, which is not loaded yet."""
+
+
+def main() -> NoReturn:
+    """Run `p2psync`, such that an interrupt at any moment ends it in order."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _open_standard_streams()
+        from p2psync.cli import main as command_line
+
+        sys.exit(command_line())
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(2, b"p2psync: interrupted; the next sync carries on\n")
+        os._exit(INTERRUPTED)  # threads may be waiting for what will not come
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a stream was closed: a pipe of ours must not get its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

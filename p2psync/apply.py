@@ -20,9 +20,8 @@ from p2psync.core.model import Entry, Kind, Problem, Record, Row, Transition, ne
 from p2psync.core.order import in_order
 from p2psync.core.paths import split
 from p2psync.disk import (
-    OPEN_DIRECTORY,
-    OPEN_FILE,
     Root,
+    change_mode,
     exchange,
     hash_file,
     kind_of,
@@ -110,11 +109,7 @@ class Applier:
 
     def _dress(self, path: bytes, name: bytes, directory: int, wanted: Entry) -> None:
         """Give a new directory its permissions; its time follows when it is filled."""
-        fd = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
-        try:
-            os.fchmod(fd, wanted.mode)
-        finally:
-            os.close(fd)
+        change_mode(name, directory, wanted.mode)
         self._made.append((path, wanted))
 
     def _amend(self, name: bytes, directory: int, row: Row, wanted: Entry) -> Row:
@@ -127,14 +122,10 @@ class Applier:
         touched = wanted.kind is Kind.FILE and row.entry.mtime_ns != wanted.mtime_ns
         if row.entry.mode == wanted.mode and not touched:
             return row._replace(entry=wanted)
-        fd = os.open(name, OPEN_FILE, dir_fd=directory)
-        try:
-            if row.entry.mode != wanted.mode:
-                os.fchmod(fd, wanted.mode)
-            if touched:
-                os.utime(fd, ns=times)
-        finally:
-            os.close(fd)
+        if row.entry.mode != wanted.mode:
+            change_mode(name, directory, wanted.mode)
+        if touched:
+            os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
         return _row(wanted, name, directory)
 
     def _delete(self, path: bytes, row: Row, wanted: Entry) -> Row:

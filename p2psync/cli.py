@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import os
-import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +15,6 @@ from p2psync.errors import Exit, NotAReplica, P2PSyncError
 
 if TYPE_CHECKING:
     from p2psync.config import Peer
-    from p2psync.run import Target
 
 _EXIT_CODES = {
     Exit.IN_STEP: "0 in step",
@@ -50,12 +48,13 @@ class _Directory(click.Path):
 @click.option(
     "-C", "directory", type=_Directory(), default=b".", metavar="DIR", help="Run as if started in DIR."
 )
-def cli(directory: bytes) -> None:
+def cli(directory: bytes | None) -> None:
     """Keep directories identical, in both directions, over SSH or local paths.
 
     A directory becomes a replica with `init`; `sync` makes it and its peers the same.
     """
-    os.chdir(directory)
+    if directory is not None:
+        os.chdir(directory)
 
 
 def _root() -> bytes:
@@ -150,9 +149,9 @@ def sync(
     talkative = _is_terminal(2) and not (quiet or as_json)
     try:
         root = _root()
-        targets = _targets(root, peers, ssh_command, port, remote_command)
+        chosen = _peers(root, peers, ssh_command, port, remote_command)
         with render.Line() if talkative else render.Silent() as progress:
-            runs = run.sync(root, targets, options, progress, _confirm if _is_terminal(0) else _decline)
+            runs = run.sync(root, chosen, options, progress, _confirm if _is_terminal(0) else _decline)
     except P2PSyncError as error:
         if as_json:
             click.echo(render.as_json([], error))
@@ -164,29 +163,26 @@ def sync(
     context.exit(run.worst(runs))
 
 
-def _targets(
+def _peers(
     root: bytes, names: tuple[str, ...], ssh_command: str | None, port: int | None, remote_command: str | None
-) -> list[Target]:
+) -> list[Peer]:
     """Return the peers that were named, or all that are configured."""
     from dataclasses import replace
 
     from p2psync import config
-    from p2psync.run import Target
 
     known = {peer.name: peer for peer in config.peers(root)}
     if not names and not known:
         raise config.ConfigError(
             "there is no peer to sync with: name one, or add it with `p2psync peer add NAME ADDRESS`"
         )
-    targets: list[Target] = []
+    given = {"ssh_command": ssh_command, "port": port, "remote_command": remote_command}
+    options = {key: value for key, value in given.items() if value is not None}
+    chosen: dict[str, Peer] = {}
     for name in names or known:
-        peer = known.get(name)
-        given = {"ssh_command": ssh_command, "port": port, "remote_command": remote_command}
-        chosen = {key: value for key, value in given.items() if value is not None}
-        target = Target(replace(peer or _unnamed(name), **chosen), peer is not None)  # type: ignore[arg-type]
-        if all(target.peer.address != other.peer.address for other in targets):
-            targets.append(target)
-    return targets
+        peer = replace(known.get(name) or _unnamed(name), **options)  # type: ignore[arg-type]
+        chosen.setdefault(peer.address, peer)
+    return list(chosen.values())
 
 
 def _unnamed(address: str) -> Peer:
@@ -301,39 +297,36 @@ def serve(context: click.Context, root: bytes, create: bool) -> None:
     context.exit(serve_stdio(root, open_replica, create))
 
 
-def main() -> NoReturn:
-    """Run the command line; every error becomes one line and an exit code."""
+def main() -> int:
+    """Run the command line; every error becomes one line and an exit code.
+
+    Returns:
+        The exit code.
+    """
     gc.disable()  # a run makes many objects and hardly a cycle: looking for them cost a seventh of its time
-    signal.signal(signal.SIGTERM, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
-        code = cli.main(prog_name="p2psync", standalone_mode=False)
+        return int(cli.main(prog_name="p2psync", standalone_mode=False) or Exit.IN_STEP)
     except click.ClickException as error:
         error.show()
-        code = Exit.USAGE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("p2psync: interrupted; the next sync carries on", err=True)
-        code = Exit.INTERRUPTED
+        return Exit.USAGE
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except P2PSyncError as error:
         _complain(error)
-        code = error.exit_code
+        return error.exit_code
     except SystemExit:  # click's answer to a reader that has gone
-        code = Exit.FAILED
+        return Exit.FAILED
     except Exception as error:
         if "P2PSYNC_DEBUG" in os.environ:
             raise
         _complain(error if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
-        code = Exit.FAILED
-    sys.exit(code)
+        return Exit.FAILED
 
 
 def _complain(error: Exception | str) -> None:
     from p2psync.core.paths import printable
 
     click.echo(f"p2psync: error: {printable(str(error))}", err=True)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

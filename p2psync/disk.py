@@ -173,6 +173,18 @@ def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
         os.close(fd)
 
 
+def change_mode(name: bytes, dir_fd: int, mode: int) -> None:
+    """Change the permissions of what is at a name, readable or not; never of what a link points to."""
+    if os.chmod in os.supports_follow_symlinks:
+        os.chmod(name, mode, dir_fd=dir_fd, follow_symlinks=False)
+        return
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
 def rename_new(source: bytes, source_fd: int, target: bytes, target_fd: int) -> None:
     """Rename, never over anything.
 

@@ -53,7 +53,6 @@ def init(root: bytes, name: str | None = None) -> bool:
     """
     shown = os.fsdecode(root)
     try:
-        os.makedirs(root, exist_ok=True)
         sidecar = os.path.join(os.path.realpath(root), SIDECAR)
         if os.path.exists(os.path.join(sidecar, b"manifest.db")):
             return False

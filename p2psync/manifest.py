@@ -383,13 +383,23 @@ class _Database(sqlite3.Connection):
         try:
             return super().execute(*args)
         except sqlite3.Error as error:
-            raise ReplicaError(f"the manifest cannot be used: {error}") from error
+            raise _unusable(error) from error
 
     def executemany(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
         try:
             return super().executemany(*args)
         except sqlite3.Error as error:
-            raise ReplicaError(f"the manifest cannot be used: {error}") from error
+            raise _unusable(error) from error
+
+
+def _unusable(error: sqlite3.Error) -> ReplicaError:
+    advice = ""
+    if type(error) is sqlite3.DatabaseError:  # none of its kinds: the file itself is damaged
+        advice = (
+            ". Move .p2psync away and run `p2psync init`: what is the same on both sides is adopted, what"
+            " differs is kept as a conflict, nothing is deleted"
+        )
+    return ReplicaError(f"the manifest cannot be used: {error}{advice}")
 
 
 def _connect(file: bytes) -> sqlite3.Connection:
@@ -399,7 +409,7 @@ def _connect(file: bytes) -> sqlite3.Connection:
             os.fsdecode(file), timeout=10, isolation_level=None, check_same_thread=False, factory=_Database
         )
     except sqlite3.Error as error:
-        raise ReplicaError(f"the manifest cannot be opened: {error}") from error
+        raise _unusable(error) from error
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
     connection.execute("PRAGMA synchronous = FULL")

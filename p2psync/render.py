@@ -167,7 +167,7 @@ def _make_bar() -> Bar:
 def report(runs: Sequence[PeerRun], *, quiet: bool, verbose: bool, dry_run: bool) -> None:
     """Print what came of a run: its talk of trouble to stderr, all else to stdout."""
     for run in runs:
-        name = run.peer.name
+        name = printable(run.peer.name)
         if run.error:
             complain(f"{name}: {run.error}")
         for result in run.results:
@@ -179,7 +179,9 @@ def _report_result(name: str, result: Result, quiet: bool, verbose: bool, dry_ru
     if not quiet:
         for where, side in sides:
             for path in side.scanned.skipped:
-                complain(f"{where}: skipped, it is no file, folder or link: {shown(path)}", "note")
+                complain(
+                    f"{where}: skipped, no file, folder or link, or a reserved name: {shown(path)}", "note"
+                )
     if verbose or dry_run:
         for where, side in sides:
             for transition in _visible(side.transitions):
@@ -212,13 +214,16 @@ def _conflict_line(conflict: Conflict) -> str:
 def _summary(name: str, result: Result, dry_run: bool) -> str:
     parts = []
     for where, side in (("here", result.local), (f"on {name}", result.peer)):
-        counts = Counter(action_of(transition) for transition in _visible(side.transitions))
+        failed = {problem.path for problem in side.problems}
+        counts = Counter(action_of(step) for step in _visible(side.transitions) if step.path not in failed)
         if counts:
             parts.append(
                 ", ".join(f"{count} {_WORDS[action]}" for action, count in counts.items()) + f" {where}"
             )
     if dry_run:
-        return f"{name}: " + ("would be: " + "; ".join(parts) if parts else "in step, nothing to do")
+        left = [f"{_plural(len(result.left), 'path')} left as they are"] if result.left else []
+        would = "; ".join(parts + left)
+        return f"{name}: " + (f"would be: {would}" if would else "in step, nothing to do")
     end = "in step" if result.in_step else "not in step: see the problems above"
     if result.left:
         end = f"{_plural(len(result.left), 'path')} left as they are"

@@ -29,14 +29,6 @@ _SEVERITY = (Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.LOCKED, Exit.CONFLI
 
 
 @dataclass(frozen=True)
-class Target:
-    """A peer to sync with in this run."""
-
-    peer: Peer
-    configured: bool
-
-
-@dataclass(frozen=True)
 class Options:
     """How to sync."""
 
@@ -78,16 +70,16 @@ def worst(runs: Sequence[PeerRun]) -> Exit:
 
 def sync(
     root: bytes,
-    targets: Sequence[Target],
+    peers: Sequence[Peer],
     options: Options,
     progress: Progress,
     confirm: Callable[[str], bool],
 ) -> list[PeerRun]:
-    """Sync the replica at `root` with each target.
+    """Sync the replica at `root` with each peer.
 
     Args:
         root: the local replica.
-        targets: the peers, in order.
+        peers: the peers, in order.
         options: how.
         progress: is told how it goes.
         confirm: asks the user a question; whether to make a replica of a folder.
@@ -103,7 +95,7 @@ def sync(
             try:
                 home = LocalReplica(root)
                 opened.callback(home.close)
-                links = [_open(target, home, root, options, confirm, opened) for target in targets]
+                links = [_open(peer, home, root, options, confirm, opened) for peer in peers]
                 if last_try or not any(isinstance(link.run.error, Locked) for link in links):
                     _sync_all(home, links, options, progress)
                     return [link.run for link in links]
@@ -116,7 +108,7 @@ def sync(
 
 @dataclass
 class _Link:
-    """A target while the run lasts."""
+    """A peer while the run lasts."""
 
     run: PeerRun
     replica: RemoteReplica | None = None
@@ -126,21 +118,20 @@ class _Link:
 
 
 def _open(
-    target: Target,
+    peer: Peer,
     home: LocalReplica,
     root: bytes,
     options: Options,
     confirm: Callable[[str], bool],
     opened: ExitStack,
 ) -> _Link:
-    link = _Link(PeerRun(target.peer))
-    met = {peer.address: peer.replica for peer in home.peers()}
-    known = target.configured and target.peer.address in met
+    link = _Link(PeerRun(peer))
+    met = {record.address: record.replica for record in home.peers()}
     try:
-        link.replica = _connect(target.peer, root, options, known, confirm)
+        link.replica = _connect(peer, root, options, peer.address in met, confirm)
         opened.callback(link.replica.close)
-        if not options.dry_run and met.get(target.peer.address) != link.replica.identity.replica:
-            home.met(link.replica.identity.replica, target.peer.address)
+        if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
+            home.met(link.replica.identity.replica, peer.address)
     except P2PSyncError as error:
         link.run.error = error
     return link
@@ -217,7 +208,11 @@ def _round(
             link.session = Session(home, link.replica, progress)
             link.session.scan(not options.dry_run, home_scanned)
         home_scanned = link.session.home_scanned
-        link.run.results.append(link.session.round(options.prefer, not options.dry_run))
+        result = link.session.round(options.prefer, not options.dry_run)
+        link.run.results.append(result)
+        if result.changed_rules and not options.dry_run:
+            link.session.scan(True)
+            link.run.results.append(link.session.round(options.prefer))
     except P2PSyncError as error:
         link.run.error = error
     except OSError as error:

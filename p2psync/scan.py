@@ -235,6 +235,7 @@ class _Scanner:
         ghost = self._ghosts.pop(path, None)
         if ghost:
             self._found.changes.append(ghost)
+            self._reveal_above(path)
 
     def _problem(self, path: bytes, error: OSError) -> None:
         why = str(error.args[1]) if isinstance(error, Changing) else f"cannot be read: {error.strerror}"

@@ -35,6 +35,7 @@ class Store:
         self._leftovers = set(map(os.fsencode, os.listdir(self.fd)))
         self._staged: set[Digest] = set()
         self._wanted: dict[Digest, int] = {}
+        self._trouble: dict[Digest, OSError] = {}
         self._uses: Counter[Digest] = Counter()
         self._run = b""
 
@@ -104,20 +105,29 @@ class Store:
             return True
         if name in self._leftovers:
             self.discard(name)
+        try:
+            state = self._write_blocks(name, blocks)
+        except OSError as error:  # no room for it: others may fit
+            self._trouble[digest] = error
+            collections.deque(blocks, maxlen=0)
+            self.discard(name)
+            return False
+        if state != digest:
+            self.discard(name)
+            return False
+        self._staged.add(digest)
+        return True
+
+    def _write_blocks(self, name: bytes, blocks: Iterable[bytes]) -> bytes:
         fd = os.open(name, _CREATE, 0o600, dir_fd=self.fd)
         try:
             state = xxh3_128()
             for block in blocks:
                 state.update(block)
-                while block:
-                    block = block[os.write(fd, block) :]
+                _write_all(fd, block)
+            return state.digest()
         finally:
             os.close(fd)
-        if state.digest() != digest:
-            self.discard(name)
-            return False
-        self._staged.add(digest)
-        return True
 
     def expect(self, entries: Iterable[Entry]) -> None:
         """Say which entries will be taken from the stage: content used twice is copied the first time."""
@@ -131,7 +141,8 @@ class Store:
         """Make `entry` in the stage, ready to be renamed; return its name there.
 
         Raises:
-            FileNotFoundError: its contents have not been staged.
+            FileNotFoundError: its contents have not been staged: they were not what was announced.
+            OSError: why they could not be staged.
         """
         if entry.kind is Kind.DIRECTORY:
             return self._fresh(lambda name: os.mkdir(name, 0o700, dir_fd=self.fd))
@@ -147,7 +158,7 @@ class Store:
     def _take_file(self, digest: Digest) -> bytes:
         name = _name(digest)
         if digest not in self._staged:
-            raise FileNotFoundError
+            raise self._trouble.get(digest, FileNotFoundError())
         self._uses[digest] -= 1
         if self._uses[digest] <= 0:
             self._staged.discard(digest)
@@ -162,8 +173,7 @@ class Store:
         target = os.open(name, _CREATE, 0o600, dir_fd=self.fd)
         try:
             while data := os.read(source, BLOCK):
-                while data:
-                    data = data[os.write(target, data) :]
+                _write_all(target, data)
         finally:
             os.close(target)
 
@@ -202,6 +212,11 @@ class Store:
             number += 1
             free = name[:240] + b"~%d" % number
         return directory, free
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def _name(digest: Digest) -> bytes:

@@ -25,6 +25,7 @@ from p2psync.core.model import (
     Transition,
     needs_content,
 )
+from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
 from p2psync.core.replica import Content, Home, Identity, Mark, More, Name, Piece, Replica, Scanned
 from p2psync.core.vector import Stamp
@@ -76,6 +77,12 @@ class Result:
     def in_step(self) -> bool:
         """Are the two identical now?"""
         return not (self.left or self.local.problems or self.peer.problems)
+
+    @property
+    def changed_rules(self) -> bool:
+        """Did an ignore file change on either side? Then other paths may have come into view."""
+        steps = (*self.local.transitions, *self.peer.transitions)
+        return any(split(step.path)[1] == IGNORE_FILE for step in steps)
 
 
 class Session:
