@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import sys
@@ -10,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -20,9 +22,11 @@ from xxhash import xxh3_128_digest
 
 from p2psync.core.model import Digest, Entry, Kind, Transition
 from p2psync.core.paths import MAX_PATH, is_reserved
-from p2psync.core.replica import Change, Found, Identity, Mark, More, Piece
+from p2psync.core.replica import Change, Content, Found, Identity, Mark, More, Piece
 from p2psync.core.vector import NOTHING, ReplicaId, Version
 from p2psync.errors import PeerError, ProtocolError, Unreachable
+from p2psync.local import LocalReplica, init
+from p2psync.remote import CALL, END, ERROR, VALUE, Apply, Missing, Scan, Stage, serve
 from p2psync.wire import MAX_FRAME, PROTOCOL, Connection, check_entry, check_path, plain
 
 if sys.version_info >= (3, 14):
@@ -418,3 +422,163 @@ def test_a_compressed_stream_that_ends_early_is_refused() -> None:
 def test_the_version_of_nothing_travels() -> None:
     [[change]] = received(recorded([[Change(b"a", Entry(kind=Kind.TOMBSTONE))]]))
     assert change.entry.version == NOTHING
+
+
+# -- a replica on disk behind it
+
+TREE_FILE = Entry(kind=Kind.FILE, version=Version({ReplicaId(9): 9}), revision=1, mode=0o644, size=5)
+STAGED = REPLACE(TREE_FILE, digest=Digest(xxh3_128_digest(b"pwned")))
+UP = Entry(
+    kind=Kind.SYMLINK,
+    version=Version({ReplicaId(9): 9}),
+    digest=Digest(xxh3_128_digest(b"..")),
+    target=b"..",
+)
+FOLDER = Entry(kind=Kind.DIRECTORY, version=Version({ReplicaId(9): 9}), revision=1, mode=0o755)
+GONE = Entry(kind=Kind.TOMBSTONE, version=Version({ReplicaId(9): 9}), revision=1)
+
+
+def grounds(folder: Path) -> Path:
+    """A replica with a link that leads out of it, and beside it what is none of a peer's business."""
+    root = folder / "root"
+    init(os.fsencode(root))
+    (root / "a").write_bytes(b"mine")
+    (root / "out").symlink_to("..")
+    (folder / "canary").write_bytes(b"alive")
+    return root
+
+
+def outside(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    """All there is beside the replica, and in the sidecar what no call may reach."""
+    found = {}
+    for path in (*root.parent.iterdir(), root / ".p2psync" / "ignore", root / ".p2psync" / "config.toml"):
+        if path != root and path.exists():
+            st = path.lstat()
+            found[str(path)] = (st.st_mode, st.st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+    return found
+
+
+def attack(*transitions: Transition) -> bytes:
+    """What a near end sends to stage `pwned` and to have transitions carried out."""
+    frames: list[tuple[bytes, object]] = [
+        (CALL, Scan(True)),
+        (CALL, Missing([Content(STAGED.digest, STAGED.size)])),
+        *((CALL, Stage()), (VALUE, [Piece(STAGED.digest, b"pwned", More.LAST)]), (END, None)),
+        *((CALL, Apply()), (VALUE, list(transitions)), (END, None)),
+    ]
+    with tempfile.TemporaryFile() as target:
+        connection = Connection(os.open(os.devnull, os.O_RDONLY), os.dup(target.fileno()), "far")
+        for tag, message in frames:
+            connection.send(tag, message)
+        connection.flush()
+        connection.close()
+        target.seek(0)
+        return PLAIN + target.read()
+
+
+def answers(root: Path, data: bytes) -> list[tuple[bytes, Any]]:
+    """What a far end with the replica at `root` answers to one who sends `data` and hangs up."""
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
+        source.write(data)
+        source.seek(0)
+        connection = Connection(os.dup(source.fileno()), os.dup(target.fileno()), "near")
+        serve(connection, os.fsencode(root), lambda path, _: LocalReplica(path), False)
+        connection.close()
+        target.seek(0)
+        with receiving(target.read()) as received_from:
+            received_from.open(compress=False)
+            found = []
+            with contextlib.suppress(Unreachable):
+                while True:
+                    tag, message = received_from.receive()
+                    found.append((tag, msgspec.msgpack.decode(message)))
+            return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("p2psync.local.sync_file_system", lambda fd: None)
+        patch.setattr("p2psync.store.sync_file_system", lambda fd: None)
+        yield
+
+
+ESCAPES = {
+    "a file through a link": [Transition(b"out/pwned", None, STAGED)],
+    "a folder through a link": [Transition(b"out/pwned", None, FOLDER)],
+    "a link through a link": [Transition(b"out/pwned", None, UP)],
+    "over a file behind a link": [Transition(b"out/canary", None, STAGED)],
+    "a deletion behind a link": [Transition(b"out/canary", STAGED, GONE)],
+    "through a link of its own": [Transition(b"l", None, UP), Transition(b"l/pwned", None, STAGED)],
+    "through a link below a folder of its own": [
+        Transition(b"d", None, FOLDER),
+        Transition(b"d/l", None, REPLACE(UP, target=b"../..", digest=Digest(xxh3_128_digest(b"../..")))),
+        Transition(b"d/l/pwned", None, STAGED),
+    ],
+    "through a link in place of a folder of its own": [
+        Transition(b"d", None, FOLDER),
+        Transition(b"d", FOLDER, UP),
+        Transition(b"d/pwned", None, STAGED),
+    ],
+}
+
+
+@pytest.mark.parametrize("transitions", ESCAPES.values(), ids=ESCAPES)
+def test_no_transition_reaches_what_is_outside_of_the_root(
+    tmp_path: Path, transitions: list[Transition]
+) -> None:
+    root = grounds(tmp_path)
+    before = outside(root)
+    told = answers(root, attack(*transitions))
+    assert outside(root) == before
+    assert {tag for tag, _ in told} == {VALUE, END}
+    [problems] = [message[1] for tag, message in told[-2:] if tag == VALUE]
+    assert problems or (root / "d" / "pwned").is_file()
+
+
+@pytest.mark.parametrize("path", HOSTILE_PATHS)
+def test_one_hostile_path_spoils_all_that_came_with_it(tmp_path: Path, path: bytes) -> None:
+    root = grounds(tmp_path)
+    before = outside(root)
+    told = answers(root, attack(Transition(b"b", None, STAGED), Transition(path, None, STAGED)))
+    assert told[-1][0] == ERROR
+    assert told[-1][1][0] == "ProtocolError"
+    assert outside(root) == before
+    assert not (root / "b").exists()
+
+
+def test_a_session_that_breaks_off_anywhere_has_changed_nothing(tmp_path: Path) -> None:
+    root = grounds(tmp_path)
+    before = outside(root)
+    data = attack(Transition(b"b", None, STAGED))
+    for end in range(len(PLAIN), len(data)):
+        assert ERROR not in {tag for tag, _ in answers(root, data[:end])}
+        assert not (root / "b").exists(), end
+    answers(root, data)
+    assert (root / "b").read_bytes() == b"pwned"
+    assert outside(root) == before
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return grounds(tmp_path_factory.mktemp("attacked"))
+
+
+BYTES = st.sampled_from(b"\0./\x90\xff") | st.integers(0, 255)
+
+
+@given(st.lists(st.tuples(st.integers(len(PLAIN)), BYTES), min_size=1, max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_whatever_the_bytes_nothing_outside_of_the_root_is_touched(
+    attacked: Path, wrong: list[tuple[int, int]]
+) -> None:
+    before = outside(attacked)
+    paths = [b"b", b"out/x", b"l/x", b"d/e"]
+    session = bytearray(
+        attack(Transition(b"l", None, UP), *(Transition(path, None, STAGED) for path in paths))
+    )
+    for place, byte in wrong:
+        session[place % (len(session) - len(PLAIN)) + len(PLAIN)] = byte
+    told = answers(attacked, bytes(session))
+    assert outside(attacked) == before
+    assert {message[0] for tag, message in told if tag == ERROR} <= {"ProtocolError"}

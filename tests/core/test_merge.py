@@ -78,13 +78,24 @@ CASES: dict[str, tuple[bytes, bytes, bytes, bytes | None]] = {
         b"F\n\ng\n\nh\nx\n",
         b"F\n\nnew\n\ng\n\nh\nx\n",
     ),
-    "blank lines that survive a rewrite by chance are rewritten": (
+    "a rewrite amid many blank lines takes them along": (
         b"x\n\n\n\ny\nz\n" + b"\n" * 8,
         b"1\n2\n3\n4\n5\n6\n7\n\n\n\n1\n2\n3\n4\n5\n6\n7\nz\n" + b"\n" * 8,
         b"x\n\nnot blank\n\ny\nz\n" + b"\n" * 8,
         None,
     ),
-    "the same lines, gained in another way": (b"a\nb\n", b"b\na\nb\n", b"b\na\nb\n", b"b\na\nb\n"),
+    "a text with few blank lines keeps them in place": (
+        b"x\n\n\n\ny\nz\n" + b"\n" * 4,
+        b"1\n2\n3\n4\n5\n6\n7\n\n\n\n1\n2\n3\n4\n5\n6\n7\nz\n" + b"\n" * 4,
+        b"x\n\nnot blank\n\ny\nz\n" + b"\n" * 4,
+        b"1\n2\n3\n4\n5\n6\n7\n\nnot blank\n\n1\n2\n3\n4\n5\n6\n7\nz\n" + b"\n" * 4,
+    ),
+    "the same result of different deletions": (
+        b"a\nb\nb\na\nb\nb\na\n",
+        b"a\nb\nb\nb\n",
+        b"b\nb\nb\n",
+        b"b\nb\nb\n",
+    ),
     "CR LF stays": (
         b"a\r\nb\r\nc\r\n",
         b"A\r\nb\r\nc\r\n",
@@ -193,11 +204,12 @@ def test_search_ends_soon_after_its_steps_are_spent(monkeypatch: pytest.MonkeyPa
         return result
 
     monkeypatch.setattr(module, "_split", counted)
+    monkeypatch.setattr(module, "MAX_COST", 20)
     monkeypatch.setattr(module, "MAX_STEPS", 20_000)
     rng = random.Random(1)
     base, ours, theirs = (b"".join(rng.sample(numbered(0, 3000), 3000)) for _ in range(3))
     assert merge(base, ours, theirs) is None
-    assert 40_000 < sum(taken) < 50_000  # for both sides; without a bound some 4 million
+    assert 40_000 < sum(taken) < 50_000  # for both sides
 
 
 # --- laws ---
@@ -228,6 +240,20 @@ def test_order_of_the_sides_does_not_matter(texts: Texts) -> None:
 def test_an_edit_on_one_side_or_the_same_on_both_is_the_result(base: bytes, edited: bytes) -> None:
     assert merge(base, base, edited) == edited
     assert merge(base, edited, edited) == edited
+
+
+LIMITS = st.sampled_from([(1, 500_000), (2, 500_000), (3, 500_000), (256, 0), (256, 9)])
+
+
+@given(TEXT, TEXT, LIMITS)
+@settings(deadline=None, max_examples=500)
+def test_search_may_end_early_but_loses_nothing(
+    base: bytes, edited: bytes, limits: tuple[int, int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_COST", limits[0])
+        patch.setattr(module, "MAX_STEPS", limits[1])
+        assert merge(base, base, edited) == edited
 
 
 @given(
