@@ -52,11 +52,16 @@ class Applier:
         """Carry out `transitions`; yield an outcome for each, in the order in which they were done."""
         ordered = in_order(transitions)
         self._store.expect(t.wanted for t in ordered if needs_content(t))
-        for transition in ordered:
-            outcome = self._attempt(transition)
-            if isinstance(outcome, Problem):
-                self._failed.add(transition.path)
-            yield outcome
+        self._root.forget()  # what the scan held open may have been moved away
+        mask = os.umask(0)  # a directory has the wanted permissions from the first moment on
+        try:
+            for transition in ordered:
+                outcome = self._attempt(transition)
+                if isinstance(outcome, Problem):
+                    self._failed.add(transition.path)
+                yield outcome
+        finally:
+            os.umask(mask)
         self._finish_directories()
 
     def _attempt(self, transition: Transition) -> Record | Problem:
@@ -94,8 +99,11 @@ class Applier:
     def _create(self, path: bytes, wanted: Entry) -> Row:
         directory, name = self._parent(path)
         if wanted.kind is Kind.DIRECTORY:
-            with contextlib.suppress(FileExistsError):
-                _write_in(directory, lambda: os.mkdir(name, 0o700, dir_fd=directory))
+            try:
+                _write_in(directory, lambda: os.mkdir(name, wanted.mode, dir_fd=directory))
+            except FileExistsError:
+                if not stat.S_ISDIR(lstat(name, directory).st_mode):
+                    raise
             self._dress(path, name, directory, wanted)
             return Row(wanted)
         staged = self._take(wanted)
@@ -105,6 +113,8 @@ class Applier:
             self._store.discard(staged)
             if not (isinstance(error, FileExistsError) and _is_wanted(name, directory, wanted)):
                 raise
+            times = (wanted.mtime_ns, wanted.mtime_ns)
+            os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
         return _row(wanted, name, directory)
 
     def _dress(self, path: bytes, name: bytes, directory: int, wanted: Entry) -> None:
@@ -126,7 +136,8 @@ class Applier:
             change_mode(name, directory, wanted.mode)
         if touched:
             os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
-        return _row(wanted, name, directory)
+        # RACE: an edit before this would be hidden by the time that was set: look again.
+        return _row(wanted, name, directory)._replace(racy=wanted.kind is Kind.FILE)
 
     def _delete(self, path: bytes, row: Row, wanted: Entry) -> Row:
         directory, name = self._parent(path)
@@ -138,7 +149,7 @@ class Applier:
         shelf, kept = self._store.shelf(path)
         _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _is_expected(kept, shelf, row):
-            rename_new(kept, shelf, name, directory)
+            _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
             raise Refused("was changed while it was to be deleted")
         return Row(wanted)
 
@@ -148,14 +159,20 @@ class Applier:
         shelf, kept = self._store.shelf(path)
         rename_new(self._take(wanted), self._store.fd, kept, shelf)
         new = lstat(kept, shelf).st_ino
+        protected = row.entry.kind is Kind.DIRECTORY and not row.entry.mode & 0o200
+        if protected:  # its `..` is about to change
+            change_mode(name, directory, row.entry.mode | 0o200)
         try:
             if not _write_in(directory, lambda: exchange(kept, shelf, name, directory)):
                 self._replace_in_steps(path, row, kept, shelf)
             elif not _put_away(kept, shelf, row):
-                exchange(kept, shelf, name, directory)
+                _write_in(directory, lambda: exchange(kept, shelf, name, directory))
                 raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
         except (OSError, Refused):
             _remove_unused(kept, shelf, new)
+            if protected:
+                with contextlib.suppress(OSError):
+                    change_mode(name, directory, row.entry.mode)
             raise
         if wanted.kind is Kind.DIRECTORY:
             self._dress(path, name, directory, wanted)
@@ -171,9 +188,9 @@ class Applier:
         _, kept = self._store.shelf(path)
         _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _put_away(kept, shelf, row):
-            rename_new(kept, shelf, name, directory)
+            _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
             raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
-        rename_new(new, shelf, name, directory)
+        _write_in(directory, lambda: rename_new(new, shelf, name, directory))
 
     def _take(self, wanted: Entry) -> bytes:
         try:
@@ -207,6 +224,8 @@ def _check_unchanged(name: bytes, directory: int, row: Row) -> None:
     same = kind_of(st.st_mode) is entry.kind
     if same and entry.kind is Kind.SYMLINK:
         same = os.readlink(name, dir_fd=directory) == entry.target
+    elif same and entry.kind is Kind.DIRECTORY:
+        same = st.st_mode & 0o777 == entry.mode
     elif same and entry.kind is Kind.FILE:
         same = row.stat == stat_of(st)
         if same and row.racy:

@@ -166,19 +166,24 @@ def _make_bar() -> Bar:
 
 def report(runs: Sequence[PeerRun], *, quiet: bool, verbose: bool, dry_run: bool) -> None:
     """Print what came of a run: its talk of trouble to stderr, all else to stdout."""
+    told: set[tuple[str, bytes]] = set()
     for run in runs:
         name = printable(run.peer.name)
         if run.error:
             complain(f"{name}: {run.error}")
         for result in run.results:
-            _report_result(name, result, quiet, verbose, dry_run)
+            _report_result(name, result, quiet, verbose, dry_run, told)
 
 
-def _report_result(name: str, result: Result, quiet: bool, verbose: bool, dry_run: bool) -> None:
+def _report_result(
+    name: str, result: Result, quiet: bool, verbose: bool, dry_run: bool, told: set[tuple[str, bytes]]
+) -> None:
+    """Report one round; `told` are the skipped paths that were mentioned already."""
     sides = (("here", result.local), (name, result.peer))
     if not quiet:
         for where, side in sides:
-            for path in side.scanned.skipped:
+            for path in (path for path in side.scanned.skipped if (where, path) not in told):
+                told.add((where, path))
                 complain(
                     f"{where}: skipped, no file, folder or link, or a reserved name: {shown(path)}", "note"
                 )

@@ -145,7 +145,7 @@ class Store:
             OSError: why they could not be staged.
         """
         if entry.kind is Kind.DIRECTORY:
-            return self._fresh(lambda name: os.mkdir(name, 0o700, dir_fd=self.fd))
+            return self._fresh(lambda name: os.mkdir(name, entry.mode | 0o200, dir_fd=self.fd))
         if entry.kind is Kind.SYMLINK:
             name = self._fresh(lambda name: os.symlink(entry.target, name, dir_fd=self.fd))
         else:

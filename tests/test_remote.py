@@ -163,8 +163,9 @@ def connect() -> Iterator[Callable[..., RemoteReplica]]:
     yield connect
     for replica in opened:
         replica.close()
-    with pytest.raises(ChildProcessError):  # no child is left, not even a zombie
-        os.waitpid(-1, os.WNOHANG)
+    for replica in opened:
+        with pytest.raises(ChildProcessError):  # not even a zombie is left
+            os.waitpid(replica._process._pid, os.WNOHANG)  # type: ignore[attr-defined]
 
 
 Connect = Callable[..., RemoteReplica]

@@ -1,0 +1,821 @@
+"""What apply does to a disk, and what it must not do when someone else is at work there too."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from p2psync import disk
+from p2psync.core.model import Entry, Kind, Problem, Transition
+from p2psync.core.replica import Content, More, Name, Piece
+from p2psync.local import LocalReplica
+from tests.support import (
+    OLD_NS,
+    Link,
+    Tree,
+    contents_of,
+    digest,
+    directory,
+    do_not_wait_for_disk,
+    entries,
+    file,
+    history,
+    make_tree,
+    new_replica,
+    not_as_root,
+    opened,
+    scanned,
+    snapshot,
+    staged,
+    symlink,
+    sync,
+    tombstone,
+    version,
+    write,
+)
+
+NEW_NS = OLD_NS + 987_654_321
+Meanwhile = Callable[[], object]
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    do_not_wait_for_disk(monkeypatch)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An empty replica."""
+    return new_replica(tmp_path / "replica")
+
+
+def no_renameat2(patch: pytest.MonkeyPatch, code: int = errno.ENOSYS) -> None:
+    """As on a kernel or file system that has no such call."""
+
+    def rename(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    patch.setattr(disk, "_rename", rename)
+
+
+@pytest.fixture(params=["renameat2", "ENOSYS", "EINVAL"])
+def any_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems that exchange names in one step, and those that do not."""
+    if request.param != "renameat2":
+        no_renameat2(monkeypatch, getattr(errno, request.param))
+
+
+def stage(replica: LocalReplica, *contents: bytes) -> None:
+    missing = replica.missing([Content(digest(data), len(data)) for data in contents])
+    wanted = {content.digest for content in missing}
+    replica.stage([Piece(digest(data), data, More.LAST)] for data in contents if digest(data) in wanted)
+
+
+def carry_out(
+    root: Path,
+    wanted: Mapping[bytes, Entry],
+    *contents: bytes,
+    meanwhile: Meanwhile = lambda: None,
+    after: Mapping[bytes, tuple[bytes, ...]] | None = None,
+) -> list[Problem]:
+    """Scan, let something happen, have what is wanted applied; return the problems."""
+    with opened(root) as replica:
+        assert replica.scan(keep=True).problems == []
+        known = replica.lookup([Name(path, False) for path in wanted]).entries
+        meanwhile()
+        stage(replica, *contents)
+        transitions = [
+            Transition(path, expected, wanted[path], (after or {}).get(path, ()))
+            for path, expected in zip(wanted, known, strict=True)
+        ]
+        outcomes = list(replica.apply(transitions))
+        problems = [problem for applied in outcomes for problem in applied.problems]
+        assert sum(applied.done for applied in outcomes) + len(problems) == len(wanted)
+        return problems
+
+
+def in_manifest(root: Path, *paths: bytes) -> list[Entry | None]:
+    with opened(root) as replica:
+        return replica.lookup([Name(path, False) for path in paths]).entries
+
+
+def nothing_left_to_find(root: Path) -> bool:
+    """Does the manifest say what is there, and vouch for it?"""
+    with opened(root) as replica:
+        before = replica.newest()
+        replica.scan(keep=True)
+        return replica.newest() == before
+
+
+# -- every transition
+
+STATES: dict[str, tuple[Tree, Entry]] = {
+    "nothing": ({}, tombstone(version(9))),
+    "file": ({b"p": b"old"}, file(b"new", 0o640, NEW_NS, version(9))),
+    "symlink": ({b"p": Link(b"old")}, symlink(b"new", NEW_NS, version(9))),
+    "directory": ({b"p/child": b"old"}, directory(0o750, NEW_NS, version(9))),
+}
+
+
+@pytest.mark.parametrize("after", STATES)
+@pytest.mark.parametrize("before", STATES)
+@pytest.mark.usefixtures("any_system")
+def test_whatever_is_there_becomes_whatever_is_wanted(root: Path, before: str, after: str) -> None:
+    make_tree(root, STATES[before][0])
+    wanted = {b"p": STATES[after][1]}
+    if before == "directory" != after:
+        wanted[b"p/child"] = tombstone(version(9))
+
+    assert carry_out(root, wanted, b"new") == []
+
+    found = snapshot(root)
+    match after:
+        case "nothing":
+            assert found == {}
+        case "file":
+            assert found == {b"p": ("file", 0o640, NEW_NS, b"new")}
+        case "symlink":
+            assert found == {b"p": ("symlink", 0, NEW_NS, b"new")}
+        case "directory":
+            assert found[b"p"] == ("directory", 0o750, 0, b"")
+    assert history(root) == ([] if before == "nothing" or before == after == "directory" else [b"old"])
+    assert in_manifest(root, b"p") == [wanted[b"p"]]
+    assert nothing_left_to_find(root)
+
+
+def test_directories_are_made_before_what_is_in_them_and_deleted_after(root: Path) -> None:
+    make_tree(root, {b"old/a/b": b"1", b"old/c": b"2"})
+    gone = {path: tombstone(version(9)) for path in (b"old", b"old/a", b"old/a/b", b"old/c")}
+    made = {b"new/a/b": file(b"3"), b"new/a": directory(), b"new": directory()}
+    assert carry_out(root, gone | made, b"3") == []
+    assert set(snapshot(root)) == {b"new", b"new/a", b"new/a/b"}
+
+
+def test_a_deletion_of_what_was_never_here_is_remembered(root: Path) -> None:
+    gone = tombstone(version(9))
+    assert carry_out(root, {b"f": gone, b"d/f": gone}) == []
+    assert in_manifest(root, b"f", b"d/f") == [gone, gone]
+    assert snapshot(root) == {}
+
+
+def test_permissions_and_times_change_in_place(root: Path) -> None:
+    make_tree(root, {b"f": b"1", b"g": b"1", b"l": Link(b"x"), b"d": None})
+    inodes = {name: os.lstat(root / name).st_ino for name in ("f", "g", "l", "d")}
+    wanted = {
+        b"f": file(b"1", 0o600, OLD_NS, version(9)),
+        b"g": file(b"1", 0o644, NEW_NS, version(9)),
+        b"l": symlink(b"x", NEW_NS, version(9)),
+        b"d": directory(0o700, NEW_NS, version(9)),
+    }
+    assert carry_out(root, wanted) == []
+    found = snapshot(root)
+    assert [found[path].mode for path in (b"f", b"g", b"d")] == [0o600, 0o644, 0o700]
+    assert [found[path].mtime_ns for path in (b"f", b"g", b"l")] == [OLD_NS, NEW_NS, NEW_NS]
+    assert {name: os.lstat(root / name).st_ino for name in inodes} == inodes
+    assert history(root) == []
+    assert nothing_left_to_find(root)
+
+
+def test_new_things_have_their_times_to_the_nanosecond(root: Path) -> None:
+    wanted = {
+        b"d": directory(mtime_ns=NEW_NS),
+        b"d/f": file(b"1", mtime_ns=NEW_NS + 1),
+        b"d/l": symlink(b"x", NEW_NS + 2),
+        b"d/before 1970": file(b"1", mtime_ns=-1_500_000_000),
+    }
+    assert carry_out(root, wanted, b"1") == []
+    assert {path: os.lstat(root / os.fsdecode(path)).st_mtime_ns for path in wanted} == {
+        path: entry.mtime_ns for path, entry in wanted.items()
+    }
+
+
+def test_the_umask_takes_nothing_from_permissions(root: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        assert carry_out(root, {b"f": file(b"1", 0o664), b"d": directory(0o775)}, b"1") == []
+    finally:
+        os.umask(before)
+    assert {path: seen.mode for path, seen in snapshot(root).items()} == {b"f": 0o664, b"d": 0o775}
+
+
+def test_setuid_bits_go_when_a_peer_has_its_say(root: Path) -> None:
+    make_tree(root, {b"replaced": b"1", b"changed": b"1", b"folder": None})
+    for name in ("replaced", "changed", "folder"):
+        os.chmod(root / name, 0o6755)
+    wanted = {
+        b"replaced": file(b"2", 0o755, seen=version(9)),
+        b"changed": file(b"1", 0o711, seen=version(9)),
+        b"folder": directory(0o711, seen=version(9)),
+    }
+    assert carry_out(root, wanted, b"2") == []
+    assert {path: seen.mode for path, seen in snapshot(root).items()} == {
+        path: entry.mode for path, entry in wanted.items()
+    }
+
+
+def test_one_content_goes_to_many_paths(root: Path) -> None:
+    wanted = {b"f%d" % n: file(b"same", 0o600 + n, OLD_NS + n) for n in range(4)}
+    assert carry_out(root, wanted, b"same") == []
+    found = snapshot(root)
+    assert {path: (seen.mode, seen.mtime_ns, seen.data) for path, seen in found.items()} == {
+        path: (entry.mode, entry.mtime_ns, b"same") for path, entry in wanted.items()
+    }
+    assert len({os.stat(root / os.fsdecode(path)).st_ino for path in found}) == 4
+
+
+def test_two_files_trade_places(root: Path) -> None:
+    make_tree(root, {b"f": b"1", b"g": b"2"})
+    assert (
+        carry_out(root, {b"f": file(b"2", seen=version(9)), b"g": file(b"1", seen=version(9))}, b"1", b"2")
+        == []
+    )
+    assert {path: seen.data for path, seen in snapshot(root).items()} == {b"f": b"2", b"g": b"1"}
+
+
+def test_empty_files_are_made_and_made_of_others(root: Path) -> None:
+    make_tree(root, {b"f": b"1"})
+    assert carry_out(root, {b"f": file(b"", seen=version(9)), b"g": file(b"")}, b"") == []
+    assert {path: seen.data for path, seen in snapshot(root).items()} == {b"f": b"", b"g": b""}
+
+
+def test_names_of_any_bytes_are_made_replaced_and_deleted(root: Path) -> None:
+    make_tree(root, {b"\xff/\n": b"1", b"\xfe" * 255: b"1", b"n" * 255: b"1"})
+    wanted = {
+        b"\xff/\n": file(b"2", seen=version(9)),
+        b"\xfe" * 255: tombstone(version(9)),
+        b"n" * 255: file(b"2", seen=version(9)),
+        b"\x01" * 255: file(b"2"),
+    }
+    assert carry_out(root, wanted, b"2") == []
+    assert set(snapshot(root)) == {b"\xff", b"\xff/\n", b"n" * 255, b"\x01" * 255}
+    assert history(root) == [b"1"] * 3
+
+
+def test_the_history_has_what_was_at_which_path(root: Path) -> None:
+    make_tree(root, {b"d/f": b"file", b"d/l": Link(b"target"), b"g": b"replaced"})
+    gone = {path: tombstone(version(9)) for path in (b"d", b"d/f", b"d/l")}
+    assert carry_out(root, {**gone, b"g": file(b"new", seen=version(9))}, b"new") == []
+    (run,) = (root / ".p2psync" / "history").iterdir()
+    kept = {path: seen.data for path, seen in snapshot(run).items() if seen.kind != "directory"}
+    assert kept == {b"d/f": b"file", b"d/l": b"target", b"g": b"replaced"}
+
+
+def test_a_directory_that_holds_ignored_files_stays(root: Path) -> None:
+    (root / ".p2psync" / "ignore").write_bytes(b"*.o\n")
+    make_tree(root, {b"d/f": b"1", b"d/f.o": b"2"})
+    assert carry_out(root, {path: tombstone(version(9)) for path in (b"d", b"d/f")}) == []
+    assert contents_of([root]) == {b"2"}
+    assert nothing_left_to_find(root)
+
+
+# -- compare and swap: what someone does between scan and apply survives (I4)
+
+
+def edited(root: Path) -> None:
+    make_tree(root, {b"p": b"edited"}, NEW_NS + 5)
+
+
+def edited_behind_its_times(root: Path) -> None:
+    """Same size, same mtime; wait for a coarse clock."""
+    path = root / "p"
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:
+        write(os.fsencode(path), b"OLD")
+        os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+
+
+def replaced_by_another(root: Path) -> None:
+    make_tree(root, {b"q": b"OLD"})
+    (root / "q").rename(root / "p")
+
+
+def made_a_link(root: Path) -> None:
+    (root / "p").unlink()
+    make_tree(root, {b"p": Link(b"elsewhere")})
+
+
+def made_a_directory(root: Path) -> None:
+    (root / "p").unlink()
+    make_tree(root, {b"p/new": b"inside"})
+
+
+def made_private(root: Path) -> None:
+    (root / "p").chmod(0o600)
+
+
+def deleted(root: Path) -> None:
+    (root / "p").unlink()
+
+
+def made_a_fifo(root: Path) -> None:
+    (root / "p").unlink()
+    os.mkfifo(root / "p")
+
+
+CHANGES = {
+    change.__name__: change
+    for change in (
+        edited,
+        edited_behind_its_times,
+        replaced_by_another,
+        made_a_link,
+        made_a_directory,
+        made_private,
+        deleted,
+        made_a_fifo,
+    )
+}
+WANTED = {
+    "replace": file(b"new", seen=version(9)),
+    "delete": tombstone(version(9)),
+    "chmod": file(b"old", 0o755, seen=version(9)),
+    "touch": file(b"old", mtime_ns=NEW_NS, seen=version(9)),
+    "link": symlink(b"new", seen=version(9)),
+    "folder": directory(seen=version(9)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.usefixtures("any_system")
+def test_what_changes_between_scan_and_apply_is_left_alone(root: Path, change: str, wanted: str) -> None:
+    make_tree(root, {b"p": b"old"})
+    entry = scanned(root)[b"p"]
+    after_change: list[object] = []
+
+    def meanwhile() -> None:
+        CHANGES[change](root)
+        after_change.append(snapshot(root))
+
+    problems = carry_out(root, {b"p": WANTED[wanted]}, b"new", meanwhile=meanwhile)
+
+    assert [problem.path for problem in problems] == [b"p"]
+    assert [snapshot(root)] == after_change
+    assert in_manifest(root, b"p") == [entry]
+
+
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.usefixtures("any_system")
+def test_a_racy_file_that_changes_without_a_trace_is_left_alone(root: Path, wanted: str) -> None:
+    """Its stat cannot tell: its bytes are compared."""
+    now = time.time_ns()
+    make_tree(root, {b"p": b"old"}, now)
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        expected = entries(replica)[b"p"]
+        make_tree(root, {b"p": b"OLD"}, now)
+        st = os.stat(root / "p")
+        replica._manifest._db.execute("UPDATE entry SET stat_ctime_ns = ?", (st.st_ctime_ns,))
+        stage(replica, b"new")
+        (applied,) = replica.apply([Transition(b"p", expected, WANTED[wanted])])
+    assert [problem.path for problem in applied.problems] == [b"p"]
+    assert snapshot(root)[b"p"].data == b"OLD"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory"])
+@pytest.mark.usefixtures("any_system")
+def test_what_appears_between_scan_and_apply_is_never_overwritten(root: Path, kind: str) -> None:
+    wanted = {"file": file(b"new"), "link": symlink(b"new"), "directory": directory(0o700)}[kind]
+    appearances: list[Tree] = [{b"p": b"mine"}, {b"p": Link(b"mine")}, {b"p/f": b"mine"}]
+    for appeared in appearances[: 2 if kind == "directory" else 3]:  # two folders would be one
+        (problem,) = carry_out(
+            root, {b"p": wanted}, b"new", meanwhile=functools.partial(make_tree, root, appeared)
+        )
+        assert problem.path == b"p"
+        assert contents_of([root]) == {b"mine"}
+        shutil.rmtree(root / "p") if b"p/f" in appeared else (root / "p").unlink()
+
+
+def test_what_appears_just_as_it_is_wanted_gets_the_time_that_is_wanted(root: Path) -> None:
+    appear: Tree = {b"f": b"new", b"l": Link(b"new")}
+    wanted = {b"f": file(b"new", mtime_ns=NEW_NS), b"l": symlink(b"new", NEW_NS)}
+    assert carry_out(root, wanted, b"new", meanwhile=lambda: make_tree(root, appear)) == []
+    assert [seen.mtime_ns for seen in snapshot(root).values()] == [NEW_NS, NEW_NS]
+
+
+@pytest.mark.usefixtures("any_system")
+def test_a_folder_with_something_new_in_it_is_not_replaced(root: Path) -> None:
+    make_tree(root, {b"p/f": b"old"})
+    wanted = {b"p": file(b"new", seen=version(9)), b"p/f": tombstone(version(9))}
+    problems = carry_out(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"p/g": b"mine"}))
+    assert [problem.path for problem in problems] == [b"p"]
+    assert contents_of([root]) == {b"mine"}
+
+
+def test_a_folder_with_something_new_in_it_is_not_deleted(root: Path) -> None:
+    make_tree(root, {b"p/f": b"old"})
+    wanted = {b"p": tombstone(version(9)), b"p/f": tombstone(version(9))}
+    assert carry_out(root, wanted, meanwhile=lambda: make_tree(root, {b"p/g": b"mine"})) == []
+    found = scanned(root)
+    assert found[b"p"].alive
+    assert found[b"p/g"].alive
+    assert version(9) <= found[b"p"].version  # it has come to life again: no peer's deletion is disputed
+
+
+def test_permissions_of_a_folder_that_change_between_scan_and_apply_are_left_alone(root: Path) -> None:
+    make_tree(root, {b"p": None})
+    os.chmod(root / "p", 0o755)
+    wanted = {b"p": directory(0o750, seen=version(9))}
+    problems = carry_out(root, wanted, meanwhile=lambda: os.chmod(root / "p", 0o700))
+    assert [problem.path for problem in problems] == [b"p"]
+    assert snapshot(root)[b"p"].mode == 0o700
+
+
+def test_an_entry_that_is_not_the_expected_one_is_left_alone(root: Path) -> None:
+    make_tree(root, {b"p": b"old"})
+    scanned(root)
+    with opened(root) as replica:
+        stage(replica, b"new")
+        (applied,) = replica.apply([Transition(b"p", file(b"never was here"), file(b"new", seen=version(9)))])
+    assert [problem.path for problem in applied.problems] == [b"p"]
+    assert contents_of([root]) == {b"old"}
+
+
+def test_one_problem_stops_nothing_else(root: Path) -> None:
+    make_tree(root, {b"a": b"old", b"b": b"old", b"c": b"old"})
+    wanted = {path: file(b"new", seen=version(9)) for path in (b"a", b"b", b"c")}
+    problems = carry_out(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"b": b"mine"}, NEW_NS))
+    assert [problem.path for problem in problems] == [b"b"]
+    assert {path: seen.data for path, seen in snapshot(root).items()} == {
+        b"a": b"new",
+        b"b": b"mine",
+        b"c": b"new",
+    }
+
+
+def test_what_was_never_staged_is_a_problem_and_changes_nothing(root: Path) -> None:
+    make_tree(root, {b"p": b"old"})
+    problems = carry_out(root, {b"p": file(b"new", seen=version(9)), b"q": file(b"new")})
+    assert sorted(problem.path for problem in problems) == [b"p", b"q"]
+    assert {path: seen.data for path, seen in snapshot(root).items()} == {b"p": b"old"}
+
+
+def test_a_path_stays_when_its_conflict_copy_cannot_be_made(root: Path) -> None:
+    make_tree(root, {b"p": b"loser"})
+    wanted = {b"p": file(b"winner", seen=version(9)), b"copy": file(b"loser")}
+    problems = carry_out(
+        root,
+        wanted,
+        b"winner",
+        b"loser",
+        meanwhile=lambda: make_tree(root, {b"copy": b"in the way"}),
+        after={b"p": (b"copy",)},
+    )
+    assert {problem.path for problem in problems} == {b"p", b"copy"}
+    assert contents_of([root]) == {b"loser", b"in the way"}
+
+
+def test_a_conflict_copy_is_made_before_what_displaces_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"a": b"loser"})
+    seen: list[set[bytes]] = []
+    before_rename(monkeypatch, EXCHANGE, lambda: seen.append(contents_of([root])))
+    wanted = {b"a": file(b"winner", seen=version(9)), b"z copy": file(b"loser")}
+    assert carry_out(root, wanted, b"winner", b"loser", after={b"a": (b"z copy",)}) == []
+    assert seen == [{b"loser"}]
+    assert snapshot(root)[b"z copy"].data == b"loser"
+
+
+# -- races: what someone does at the very moment
+
+CREATE, EXCHANGE = disk._NOREPLACE, disk._EXCHANGE
+
+
+def before_rename(patch: pytest.MonkeyPatch, flags: int, action: Meanwhile) -> None:
+    """Have `action` done right before the first rename with these flags."""
+    pending = [action]
+
+    def rename(source: bytes, source_fd: int, target: bytes, target_fd: int, given: int) -> None:
+        if given == flags and pending:
+            pending.pop()()
+        real(source, source_fd, target, target_fd, given)
+
+    real = disk._rename
+    patch.setattr(disk, "_rename", rename)
+
+
+def before_plain_rename(patch: pytest.MonkeyPatch, path: bytes, action: Meanwhile) -> None:
+    """The same where there is no renameat2: before `path` is moved out of the tree."""
+    no_renameat2(patch)
+    pending = [action]
+
+    def rename(
+        source: bytes, target: bytes, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+    ) -> None:
+        if source == path and pending:
+            pending.pop()()
+        real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    real = os.rename
+    patch.setattr(os, "rename", rename)
+
+
+RACES = {
+    change.__name__: change
+    for change in (edited, replaced_by_another, made_a_link, made_a_directory, made_a_fifo)
+}
+
+
+@pytest.mark.parametrize("change", RACES)
+@pytest.mark.parametrize("wanted", ["replace", "link", "folder", "delete"])
+@pytest.mark.parametrize("system", ["renameat2", "plain"])
+def test_what_changes_as_it_is_replaced_or_deleted_is_put_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch, system: str, wanted: str, change: str
+) -> None:
+    make_tree(root, {b"p": b"old"})
+    after_change: list[object] = []
+
+    def race() -> None:
+        CHANGES[change](root)
+        after_change.append(snapshot(root))
+
+    with monkeypatch.context() as patch:
+        if system == "plain":
+            before_plain_rename(patch, b"p", race)
+        else:
+            before_rename(patch, CREATE if wanted == "delete" else EXCHANGE, race)
+        problems = carry_out(root, {b"p": WANTED[wanted]}, b"new")
+
+    assert [problem.path for problem in problems] == [b"p"]
+    assert [snapshot(root)] == after_change
+
+
+@pytest.mark.parametrize("system", ["renameat2", "plain"])
+def test_what_appears_in_a_folder_as_it_is_replaced_is_put_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    make_tree(root, {b"p": None})
+    with monkeypatch.context() as patch:
+        if system == "plain":
+            before_plain_rename(patch, b"p", lambda: make_tree(root, {b"p/f": b"mine"}))
+        else:
+            before_rename(patch, EXCHANGE, lambda: make_tree(root, {b"p/f": b"mine"}))
+        problems = carry_out(root, {b"p": file(b"new", seen=version(9))}, b"new")
+    assert [problem.path for problem in problems] == [b"p"]
+    assert contents_of([root]) == {b"mine"}
+
+
+def test_what_vanishes_as_it_is_replaced_stays_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(root, {b"p": b"old"})
+    before_rename(monkeypatch, EXCHANGE, lambda: deleted(root))
+    problems = carry_out(root, {b"p": file(b"new", seen=version(9))}, b"new")
+    assert [problem.path for problem in problems] == [b"p"]
+    assert snapshot(root) == {}
+
+
+@not_as_root
+@pytest.mark.parametrize("wanted", ["replace", "delete"])
+def test_what_changes_in_a_read_only_folder_is_put_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    make_tree(root, {b"d/p": b"old"})
+    os.chmod(root / "d", 0o555)
+    before_rename(
+        monkeypatch,
+        CREATE if wanted == "delete" else EXCHANGE,
+        lambda: write(os.fsencode(root / "d" / "p"), b"edited"),
+    )
+    try:
+        problems = carry_out(root, {b"d/p": WANTED[wanted]}, b"new")
+    finally:
+        mode = stat.S_IMODE(os.stat(root / "d").st_mode)
+        os.chmod(root / "d", 0o755)
+    assert [problem.path for problem in problems] == [b"d/p"]
+    assert contents_of([root]) == {b"edited"}
+    assert mode == 0o555
+
+
+def test_an_edit_just_before_a_touch_is_found_by_the_next_scan(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"p": b"old"})
+    pending = [lambda: write(os.fsencode(root / "p"), b"OLD")]
+
+    def utime(
+        path: bytes | int, *, ns: tuple[int, int], dir_fd: int | None = None, follow_symlinks: bool = True
+    ) -> None:
+        if isinstance(path, int) and pending:
+            pending.pop()()
+        real(path, ns=ns, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+    real = os.utime
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", utime)
+        carry_out(root, {b"p": file(b"old", mtime_ns=NEW_NS, seen=version(9))})
+    assert not pending
+    assert scanned(root)[b"p"].digest == digest(b"OLD")
+
+
+# -- nothing outside the root changes (I7)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder that is none of our business, laid out like the one in the replica."""
+    folder = tmp_path / "outside"
+    make_tree(folder, {b"e/f": b"old", b"e/g": None, b"e/h": Link(b"old")})
+    return folder
+
+
+SWAPPED = {
+    "create a file": (b"d/e/new", file(b"new")),
+    "create a link": (b"d/e/new", symlink(b"new")),
+    "create a folder": (b"d/e/new", directory()),
+    "replace": (b"d/e/f", file(b"new", seen=version(9))),
+    "replace by a link": (b"d/e/f", symlink(b"new", seen=version(9))),
+    "replace by a folder": (b"d/e/f", directory(seen=version(9))),
+    "replace a folder": (b"d/e/g", file(b"new", seen=version(9))),
+    "delete": (b"d/e/f", tombstone(version(9))),
+    "delete a folder": (b"d/e/g", tombstone(version(9))),
+    "chmod": (b"d/e/f", file(b"old", 0o777, seen=version(9))),
+    "chmod a folder": (b"d/e/g", directory(0o777, seen=version(9))),
+    "touch": (b"d/e/f", file(b"old", mtime_ns=NEW_NS, seen=version(9))),
+    "touch a link": (b"d/e/h", symlink(b"old", NEW_NS, version(9))),
+}
+
+
+@pytest.mark.parametrize("case", SWAPPED)
+@pytest.mark.parametrize("swapped", ["d", "d/e"])
+@pytest.mark.usefixtures("any_system")
+def test_no_way_leads_through_a_symlink(root: Path, outside: Path, case: str, swapped: str) -> None:
+    make_tree(root, {b"d/e/f": b"old", b"d/e/g": None, b"d/e/h": Link(b"old"), b"a/visited last": b""})
+    before = snapshot(outside)
+
+    def swap() -> None:
+        (root / swapped).rename(root.parent / "away")
+        (root / swapped).symlink_to(outside if swapped == "d" else outside / "e")
+
+    path, wanted = SWAPPED[case]
+    problems = carry_out(root, {path: wanted}, b"new", meanwhile=swap)
+    assert [problem.path for problem in problems] == [path]
+    assert snapshot(outside) == before
+
+
+@pytest.mark.parametrize("case", SWAPPED)
+def test_a_folder_that_was_moved_out_of_the_replica_is_not_followed(
+    root: Path, outside: Path, case: str
+) -> None:
+    make_tree(root, {b"d/e/f": b"old", b"d/e/g": None, b"d/e/h": Link(b"old")})
+    path, wanted = SWAPPED[case]
+    moved = outside / "moved"
+    before: list[object] = []
+
+    def move() -> None:
+        (root / "d").rename(moved)
+        before.append(snapshot(moved))
+
+    problems = carry_out(root, {path: wanted}, b"new", meanwhile=move)
+    assert [snapshot(moved)] == before
+    assert [problem.path for problem in problems] == [path]
+
+
+def test_a_link_to_outside_is_replaced_itself(root: Path, outside: Path) -> None:
+    make_tree(root, {b"l": Link(os.fsencode(outside)), b"m": Link(os.fsencode(outside / "e" / "f"))})
+    before = snapshot(outside)
+    wanted = {b"l": tombstone(version(9)), b"m": file(b"new", 0o600, seen=version(9))}
+    assert carry_out(root, wanted, b"new") == []
+    assert snapshot(outside) == before
+    assert contents_of([root]) == {b"new"}
+
+
+# -- permissions are synced, not obeyed
+
+
+@not_as_root
+@pytest.mark.parametrize("any_system", ["renameat2", "ENOSYS"], indirect=True)
+@pytest.mark.usefixtures("any_system")
+def test_a_read_only_folder_is_written_to_and_stays_read_only(root: Path) -> None:
+    make_tree(root, {b"d/replaced": b"old", b"d/deleted": b"old", b"d/folder": None})
+    os.chmod(root / "d", 0o555)
+    wanted = {
+        b"d/new": file(b"new"),
+        b"d/new folder": directory(0o500),
+        b"d/new folder/f": file(b"new"),
+        b"d/replaced": file(b"new", seen=version(9)),
+        b"d/deleted": tombstone(version(9)),
+        b"d/folder": tombstone(version(9)),
+    }
+    try:
+        problems = carry_out(root, wanted, b"new")
+        found = snapshot(root)
+    finally:
+        os.chmod(root / "d", 0o755)
+        (root / "d" / "new folder").chmod(0o755)
+    assert problems == []
+    assert set(found) == {b"d", b"d/new", b"d/new folder", b"d/new folder/f", b"d/replaced"}
+    assert (found[b"d"].mode, found[b"d/new folder"].mode) == (0o555, 0o500)
+    assert found[b"d/replaced"].data == b"new"
+
+
+@not_as_root
+def test_a_read_only_folder_is_replaced_by_a_file(root: Path) -> None:
+    make_tree(root, {b"d": None})
+    os.chmod(root / "d", 0o555)
+    assert carry_out(root, {b"d": file(b"new", seen=version(9))}, b"new") == []
+    assert contents_of([root]) == {b"new"}
+
+
+def test_a_new_read_only_folder_gets_its_children_and_then_its_mode(root: Path) -> None:
+    wanted = {
+        b"d": directory(0o555, NEW_NS),
+        b"d/e": directory(0o500, NEW_NS),
+        b"d/e/f": file(b"new", 0o444),
+    }
+    assert carry_out(root, wanted, b"new") == []
+    found = snapshot(root)
+    times = [os.stat(root / name).st_mtime_ns for name in ("d", "d/e")]
+    (root / "d" / "e").chmod(0o755)
+    (root / "d").chmod(0o755)
+    assert [found[path].mode for path in wanted] == [0o555, 0o500, 0o444]
+    assert times == [NEW_NS, NEW_NS]
+
+
+# -- disks that are full
+
+
+def test_a_full_disk_at_staging_changes_nothing_and_the_next_run_carries_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = new_replica(tmp_path / "here", {b"f": b"one" * 1000, b"g": b"two" * 1000})
+    there = new_replica(tmp_path / "there")
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        problems = sync(here, there).peer.problems
+    assert [(problem.path, os.strerror(errno.ENOSPC) in problem.why) for problem in problems] == [
+        (b"f", True),
+        (b"g", True),
+    ]
+    assert snapshot(there) == {}
+    assert sync(here, there).in_step
+    assert snapshot(there) == snapshot(here)
+    assert staged(there) == []
+
+
+def test_a_full_disk_in_the_middle_of_apply_is_a_problem_for_each_path(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"f": b"old"})
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    wanted = {b"d": directory(), b"l": symlink(b"x"), b"f": file(b"new", seen=version(9))}
+    with monkeypatch.context() as patch:
+
+        def fill_up() -> None:
+            for name in ("mkdir", "symlink"):
+                patch.setattr(os, name, full)
+
+        problems = carry_out(root, wanted, b"new", meanwhile=fill_up)
+    assert {problem.path for problem in problems} == {b"d", b"l", b"f"}
+    assert contents_of([root]) == {b"old"}
+    assert carry_out(root, wanted, b"new") == []
+
+
+# -- the order that makes a power cut harmless (I8)
+
+
+def test_contents_are_on_disk_before_renames_and_renames_before_the_manifest(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"f": b"old"})
+    steps: list[str] = []
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        known = entries(replica)
+        stage(replica, b"new")
+        for module in ("p2psync.local", "p2psync.store"):
+            monkeypatch.setattr(f"{module}.sync_file_system", lambda fd: steps.append("sync"))
+        before_rename(monkeypatch, EXCHANGE, lambda: steps.append("rename"))
+        replica._manifest._db.set_trace_callback(lambda sql: steps.append(sql.partition(" ")[0]))
+        wanted = file(b"new", seen=version(9))
+        assert sum(applied.done for applied in replica.apply([Transition(b"f", known[b"f"], wanted)])) == 1
+    assert [step for step in steps if step in ("sync", "rename", "COMMIT")] == [
+        "sync",
+        "rename",
+        "sync",
+        "COMMIT",
+    ]
+
+
+def test_an_outcome_is_what_was_achieved(root: Path) -> None:
+    """A file that is written to the moment it appears is looked at again (I5)."""
+    wanted = file(b"new")
+    assert carry_out(root, {b"f": wanted}, b"new") == []
+    write(os.fsencode(root / "f"), b"NEW")
+    assert scanned(root)[b"f"].digest == digest(b"NEW")
+    assert replace(wanted).kind is Kind.FILE

@@ -1,0 +1,295 @@
+"""LocalReplica beyond the protocol: making one, finding one, its lock, and what it keeps for merges."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from p2psync.core.model import Action, Resolution
+from p2psync.core.replica import Identity, Mark
+from p2psync.core.vector import ReplicaId
+from p2psync.errors import Locked, NotAReplica, P2PSyncError, ReplicaError
+from p2psync.local import LocalReplica, find_root, init
+from tests.support import (
+    OLD_NS,
+    contents_of,
+    do_not_wait_for_disk,
+    entries,
+    make_tree,
+    new_replica,
+    not_as_root,
+    opened,
+    scanned,
+    snapshot,
+    sync,
+)
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    do_not_wait_for_disk(monkeypatch)
+
+
+def identity(root: Path) -> Identity:
+    with opened(root) as replica:
+        return replica.identity
+
+
+# -- init
+
+
+def test_init_makes_a_replica_of_a_folder_and_touches_nothing_in_it(tmp_path: Path) -> None:
+    make_tree(tmp_path, {b"d/f": b"1"})
+    before = snapshot(tmp_path)
+    assert init(os.fsencode(tmp_path))
+    assert snapshot(tmp_path) == before
+    assert identity(tmp_path).name.endswith(f":{tmp_path.name}")
+    assert set(scanned(tmp_path)) == {b"d", b"d/f"}
+
+
+def test_init_makes_the_folder_if_it_is_missing(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "er"
+    assert init(os.fsencode(root), "its name")
+    assert identity(root).name == "its name"
+
+
+def test_init_of_a_replica_changes_nothing(tmp_path: Path) -> None:
+    init(os.fsencode(tmp_path), "first")
+    before = identity(tmp_path)
+    assert not init(os.fsencode(tmp_path), "second")
+    assert identity(tmp_path) == before
+
+
+def test_init_carries_on_where_another_died(tmp_path: Path) -> None:
+    (tmp_path / ".p2psync").mkdir()
+    (tmp_path / ".p2psync" / "manifest.new").write_bytes(b"half a manifest")
+    (tmp_path / ".p2psync" / "manifest.new-wal").write_bytes(b"half a log")
+    with pytest.raises(ReplicaError):
+        LocalReplica(os.fsencode(tmp_path))
+    assert init(os.fsencode(tmp_path))
+    assert scanned(tmp_path) == {}
+
+
+def test_a_sidecar_is_for_its_owner_only(tmp_path: Path) -> None:
+    init(os.fsencode(tmp_path))
+    assert (tmp_path / ".p2psync").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("below", ["inner", "d/e"])
+def test_a_replica_holds_no_other(tmp_path: Path, below: str) -> None:
+    init(os.fsencode(tmp_path / "outer"))
+    inner = tmp_path / "outer" / below
+    inner.mkdir(parents=True)
+    with pytest.raises(ReplicaError, match="inside the replica"):
+        init(os.fsencode(inner))
+    (tmp_path / "link").symlink_to(inner)
+    with pytest.raises(ReplicaError, match="inside the replica"):
+        init(os.fsencode(tmp_path / "link"))
+    assert not (inner / ".p2psync").exists()
+
+
+@not_as_root
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "read-only"
+    root.mkdir(0o555)
+    with pytest.raises(ReplicaError, match="Permission denied"):
+        init(os.fsencode(root))
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    for root in ("file", "file/below"):
+        with pytest.raises(ReplicaError, match="cannot make"):
+            init(os.fsencode(tmp_path / root))
+
+
+# -- finding and opening
+
+
+def test_the_root_is_found_from_anywhere_below_it(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root", {b"d/e": None}).resolve()
+    (tmp_path / "link").symlink_to(root / "d")
+    for start in (root, root / "d" / "e", root / ".p2psync", tmp_path / "link"):
+        assert find_root(os.fsencode(start)) == os.fsencode(root)
+    assert find_root(os.fsencode(tmp_path)) is None
+
+
+def test_the_nearest_root_is_found(tmp_path: Path) -> None:
+    inner = new_replica(tmp_path / "outer" / "inner", {b"d": None})
+    new_replica(tmp_path / "outer")
+    assert find_root(os.fsencode(inner / "d")) == os.fsencode(inner.resolve())
+
+
+@pytest.mark.parametrize("root", ["nothing", "file", "folder"])
+def test_what_is_no_replica_is_said_to_be_none(tmp_path: Path, root: str) -> None:
+    make_tree(tmp_path, {b"file": b"1", b"folder": None})
+    with pytest.raises(NotAReplica, match="p2psync init"):
+        LocalReplica(os.fsencode(tmp_path / root))
+
+
+@not_as_root
+@pytest.mark.parametrize("folder", ["", ".p2psync"])
+def test_a_replica_that_cannot_be_read_is_an_error_that_says_why(tmp_path: Path, folder: str) -> None:
+    root = new_replica(tmp_path / "root")
+    (root / folder).chmod(0o300)
+    try:
+        with pytest.raises(ReplicaError, match="Permission denied"):
+            LocalReplica(os.fsencode(root))
+    finally:
+        (root / folder).chmod(0o700)
+
+
+def test_a_sidecar_that_is_a_link_is_no_sidecar(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".p2psync").symlink_to(root / ".p2psync")
+    with pytest.raises(ReplicaError):
+        LocalReplica(os.fsencode(tmp_path / "other"))
+
+
+def test_a_replica_that_could_not_be_opened_is_not_locked(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root")
+    manifest = root / ".p2psync" / "manifest.db"
+    manifest.rename(root / "kept")
+    with pytest.raises(ReplicaError):
+        LocalReplica(os.fsencode(root))
+    (root / "kept").rename(manifest)
+    with opened(root):
+        pass
+
+
+def test_a_damaged_manifest_is_an_error_of_the_replica(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root", {b"%d" % n: b"1" for n in range(50)})
+    scanned(root)
+    manifest = root / ".p2psync" / "manifest.db"
+    page, data = 4096, manifest.read_bytes()
+    manifest.write_bytes(data[:page] + b"\xff" * (len(data) - page))
+    with pytest.raises(P2PSyncError), opened(root) as replica:
+        replica.scan(keep=True)
+
+
+# -- lock
+
+
+def test_a_look_needs_no_lock(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root", {b"f": b"1"})
+    with opened(root):
+        looking = LocalReplica(os.fsencode(root), lock=False)
+        assert [record.path for record in looking.look().changes] == [b"f"]
+        looking.close()
+    with opened(root) as replica:
+        assert entries(replica) == {}
+
+
+HOLD = """
+import sys
+from p2psync.local import LocalReplica
+replica = LocalReplica(sys.argv[1].encode())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(Locked, match="another run"):
+            LocalReplica(os.fsencode(root))
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with opened(root):
+        pass
+
+
+# -- ticks, across everything that uses them (I2)
+
+
+def test_no_two_changes_share_a_stamp_although_the_clock_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = new_replica(tmp_path / "root")
+    seen: list[int] = []
+    now = time.time_ns()
+    for number, clock in enumerate((now, now, now - 10**15, 0, now - 10**12)):
+        monkeypatch.setattr(time, "time_ns", lambda clock=clock: clock)
+        make_tree(root, {b"f": b"%d" % number}, OLD_NS + number)
+        with opened(root) as replica:
+            replica.scan(keep=True)
+            stamp = replica.stamp()
+            replica.use_stamp(stamp)
+            seen += [entries(replica)[b"f"].version.tick_of(stamp.replica), stamp.tick]
+    assert seen == sorted(set(seen))
+
+
+# -- what is kept for merges
+
+
+def test_edits_of_both_sides_merge_by_the_text_that_both_had(tmp_path: Path) -> None:
+    one, other = new_replica(tmp_path / "one", {b"f": b"1\n2\n3\n4\n"}), new_replica(tmp_path / "other")
+    sync(one, other)
+    make_tree(one, {b"f": b"one\n2\n3\n4\n"}, OLD_NS + 1)
+    make_tree(other, {b"f": b"1\n2\n3\nfour\n"}, OLD_NS + 2)
+    (conflict,) = sync(one, other).conflicts
+    assert conflict.resolution is Resolution.MERGED
+    assert contents_of([one]) == contents_of([other]) == {b"one\n2\n3\nfour\n"}
+
+
+def test_a_text_that_both_sides_had_from_the_start_is_a_base_too(tmp_path: Path) -> None:
+    one = new_replica(tmp_path / "one", {b"f": b"1\n2\n3\n4\n"})
+    other = new_replica(tmp_path / "other", {b"f": b"1\n2\n3\n4\n"})
+    sync(one, other)
+    make_tree(one, {b"f": b"one\n2\n3\n4\n"}, OLD_NS + 1)
+    make_tree(other, {b"f": b"1\n2\n3\nfour\n"}, OLD_NS + 2)
+    assert [conflict.resolution for conflict in sync(one, other).conflicts] == [Resolution.MERGED]
+
+
+def test_without_its_bases_a_conflict_is_set_aside(tmp_path: Path) -> None:
+    one, other = new_replica(tmp_path / "one", {b"f": b"1\n2\n3\n4\n"}), new_replica(tmp_path / "other")
+    sync(one, other)
+    for root in (one, other):
+        (root / ".p2psync" / "bases").write_bytes(b"")
+    make_tree(one, {b"f": b"one\n2\n3\n4\n"}, OLD_NS + 1)
+    make_tree(other, {b"f": b"1\n2\n3\nfour\n"}, OLD_NS + 2)
+    assert [conflict.resolution for conflict in sync(one, other).conflicts] == [Resolution.SET_ASIDE]
+    assert contents_of([one]) == contents_of([other]) == {b"one\n2\n3\n4\n", b"1\n2\n3\nfour\n"}
+
+
+# -- what is told
+
+
+def test_what_happened_since_is_told_in_the_words_of_transitions(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root", {b"edited": b"1", b"deleted": b"1", b"moded": b"1"})
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        then = replica.newest()
+        make_tree(root, {b"edited": b"2", b"new": b"1"}, OLD_NS + 1)
+        (root / "deleted").unlink()
+        (root / "moded").chmod(0o600)
+        replica.scan(keep=True)
+        assert dict(replica.changes_since(then)) == {
+            b"edited": Action.UPDATE,
+            b"new": Action.CREATE,
+            b"deleted": Action.DELETE,
+            b"moded": Action.MODE,
+        }
+
+
+def test_who_was_met_and_how_far_it_is_in_step_is_told(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root", {b"f": b"1"})
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        replica.met(ReplicaId(5), "host:path")
+        replica.acknowledge(Identity(ReplicaId(5), "peer", 1), Mark(1, 2, b""))
+        (peer,) = replica.peers()
+        assert (peer.name, peer.address, peer.acknowledged) == ("peer", "host:path", replica.newest())
+        assert peer.synced_at is not None

@@ -1,0 +1,341 @@
+"""The manifest: what it gives back, what it refuses, and that no tick is ever issued twice."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from p2psync.core.model import Entry, Extent, Record, Row, Stat
+from p2psync.core.paths import MAX_PATH
+from p2psync.core.replica import Change, Identity, Mark
+from p2psync.core.vector import NOTHING, ReplicaId, Stamp
+from p2psync.errors import ReplicaError
+from p2psync.manifest import REMEMBERED, SCHEMA_VERSION, Manifest
+from tests.support import digest, directory, do_not_wait_for_disk, file, symlink, tombstone, version
+
+STAT = Stat(3, 123_456_789_123, 223_456_789_123, 42)
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    do_not_wait_for_disk(monkeypatch)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> bytes:
+    """Where a manifest is."""
+    path = os.fsencode(tmp_path / "manifest.db")
+    Manifest.create(path, "name").close()
+    return path
+
+
+@pytest.fixture
+def manifest(place: bytes) -> Iterator[Manifest]:
+    manifest = Manifest.open(place)
+    yield manifest
+    manifest.close()
+
+
+def record(manifest: Manifest, path: bytes, entry: Entry, replaces: Entry | None = None) -> None:
+    with manifest.transaction():
+        manifest.record([Record(path, Row(entry), replaces)])
+
+
+# -- opening
+
+
+def test_each_manifest_is_another_replica_with_another_epoch(tmp_path: Path) -> None:
+    identities = []
+    for name in ("a", "b"):
+        manifest = Manifest.create(os.fsencode(tmp_path / name), name)
+        identities.append(manifest.identity())
+        manifest.close()
+    assert identities[0].replica != identities[1].replica
+    assert identities[0].epoch != identities[1].epoch
+    assert [identity.name for identity in identities] == ["a", "b"]
+
+
+def test_an_identity_is_the_same_when_opened_again(place: bytes) -> None:
+    seen = set()
+    for _ in range(2):
+        manifest = Manifest.open(place)
+        seen.add((manifest.identity().replica, manifest.identity().epoch))
+        manifest.close()
+    assert len(seen) == 1
+
+
+def test_a_manifest_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ReplicaError, match="no manifest"):
+        Manifest.open(os.fsencode(tmp_path / "manifest.db"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+def test_a_manifest_of_another_format_is_refused_with_both_numbers(place: bytes) -> None:
+    database = sqlite3.connect(os.fsdecode(place))
+    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.close()
+    with pytest.raises(
+        ReplicaError, match=f"format {SCHEMA_VERSION + 1}, .* {SCHEMA_VERSION}: upgrade p2psync"
+    ):
+        Manifest.open(place)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+@pytest.mark.parametrize("garbage", [b"", b"x", b"garbage" * 10_000, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_what_is_no_manifest_is_refused_and_left_as_it_is(place: bytes, garbage: bytes) -> None:
+    with open(place, "wb") as file:
+        file.write(garbage)
+    with pytest.raises(ReplicaError, match="manifest"):
+        Manifest.open(place)
+    if len(garbage) > 1:  # SQLite takes an empty file for a new database
+        assert Path(os.fsdecode(place)).read_bytes() == garbage
+
+
+def test_a_directory_in_the_place_of_a_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.db").mkdir()
+    with pytest.raises(ReplicaError, match="manifest"):
+        Manifest.open(os.fsencode(tmp_path / "manifest.db"))
+
+
+# -- transactions
+
+
+def test_a_transaction_that_fails_leaves_nothing(manifest: Manifest) -> None:
+    with pytest.raises(KeyboardInterrupt), manifest.transaction():
+        manifest.record([Record(b"d/f", Row(file(b"1")))])
+        raise KeyboardInterrupt
+    assert manifest.entry(b"d/f") is None
+    assert manifest.newest() == 0
+    record(manifest, b"d/g", file(b"1"))  # the directory's number was forgotten with the rest
+    assert manifest.entry(b"d/g") == file(b"1")
+
+
+def test_what_was_not_committed_is_forgotten(place: bytes) -> None:
+    manifest = Manifest.open(place)
+    manifest.begin()
+    manifest.record([Record(b"f", Row(file(b"1")))])
+    manifest.close()
+    manifest = Manifest.open(place)
+    assert manifest.entry(b"f") is None
+    manifest.close()
+
+
+def test_a_manifest_that_cannot_be_written_to_is_an_error_of_the_replica(manifest: Manifest) -> None:
+    manifest._db.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(ReplicaError, match="manifest"), manifest.transaction():
+        for number in range(1000):
+            manifest.record([Record(b"%d" % number, Row(file(b"1")))])
+    assert manifest.newest() == 0
+
+
+# -- rows
+
+ENTRIES = {
+    b"f": file(b"1", 0o640, -1, version(9, 2**62), 2**40),
+    b"d": directory(0o700),
+    b"l": symlink(b"\xff/\n"),
+    b"t": tombstone(),
+    b"\xff\n": file(b"", seen=version(1).bump(Stamp(ReplicaId(2), 3))),
+    b"d/e/f": file(b"3"),
+    b"x/" * (MAX_PATH // 4) + b"f": file(b"deep"),
+}
+
+
+def test_entries_come_back_as_they_were_given(manifest: Manifest) -> None:
+    for path, entry in ENTRIES.items():
+        record(manifest, path, entry)
+    assert {path: manifest.entry(path) for path in ENTRIES} == ENTRIES
+    assert dict(manifest.changes(0)) == ENTRIES
+
+
+def test_a_row_keeps_what_vouches_for_it(manifest: Manifest) -> None:
+    row = Row(file(b"abc"), STAT, racy=True)
+    with manifest.transaction():
+        manifest.record([Record(b"d/f", row), Record(b"d", Row(directory()))])
+    assert manifest.row(b"d/f") == row
+    assert manifest.rows(b"d") == {b"f": row}
+    assert manifest.rows(b"") == {b"d": Row(directory())}
+    assert manifest.rows(b"nothing") == {}
+
+
+def test_vouching_changes_the_stat_and_nothing_else(manifest: Manifest) -> None:
+    with manifest.transaction():
+        manifest.record([Record(b"d/f", Row(file(b"abc"), STAT, racy=True))])
+    newest = manifest.newest()
+    vouched = Row(file(b"abc"), STAT._replace(mtime_ns=5, ctime_ns=6, inode=7))
+    with manifest.transaction():
+        manifest.vouch([Record(b"d/f", vouched)])
+    assert manifest.row(b"d/f") == vouched
+    assert manifest.newest() == newest
+
+
+def test_a_path_is_found_after_its_directory_was_looked_for_in_vain(manifest: Manifest) -> None:
+    assert manifest.row(b"d/f") is None
+    record(manifest, b"d/f", file(b"1"))
+    assert manifest.entry(b"d/f") == file(b"1")
+    assert manifest.entry(b"d/g") is None
+
+
+def test_changes_are_those_of_later_commits(manifest: Manifest) -> None:
+    record(manifest, b"a", file(b"1"))
+    record(manifest, b"b", file(b"2"))
+    then = manifest.newest()
+    record(manifest, b"a", file(b"3"))
+    assert list(manifest.changes(then)) == [Change(b"a", file(b"3"))]
+    assert list(manifest.changes(manifest.newest())) == []
+
+
+def test_files_are_found_by_their_contents(manifest: Manifest) -> None:
+    with manifest.transaction():
+        manifest.record([Record(b"d/%d" % n, Row(file(b"%d" % (n % 600)))) for n in range(1000)])
+        manifest.record([Record(b"l", Row(symlink(b"1"))), Record(b"t", Row(tombstone()))])
+    digests = [digest(b"%d" % n) for n in range(700)]
+    holders = manifest.holders(digests)
+    assert holders[digest(b"1")] == [b"d/1", b"d/601"]
+    assert holders[digest(b"599")] == [b"d/599"]
+    assert set(holders) == set(digests[:600])
+
+
+# -- remembered versions
+
+
+def test_versions_that_were_replaced_are_remembered(manifest: Manifest) -> None:
+    first, second = file(b"1", seen=version(1, 1)), file(b"2", seen=version(1, 2))
+    record(manifest, b"f", first)
+    record(manifest, b"f", second, replaces=first)
+    record(manifest, b"g", second)
+    assert manifest.bases(b"f") == [first]
+    assert manifest.bases(b"g") == []
+
+
+def test_a_touch_replaces_no_version(manifest: Manifest) -> None:
+    record(manifest, b"f", file(b"1"))
+    record(manifest, b"f", file(b"1", mtime_ns=5), replaces=file(b"1"))
+    assert manifest.bases(b"f") == []
+
+
+def test_only_the_latest_versions_of_a_path_are_remembered(manifest: Manifest) -> None:
+    versions = [file(b"%d" % n, seen=version(1, n + 1)) for n in range(2 * REMEMBERED)]
+    for old, new in pairwise(versions):
+        record(manifest, b"f", new, replaces=old)
+        record(manifest, b"g", new, replaces=old if new is versions[1] else None)
+    assert manifest.bases(b"f") == versions[-1 - REMEMBERED : -1]
+    assert manifest.bases(b"g") == versions[:1]
+
+
+# -- ticks (I2)
+
+
+def ticks(place: bytes, number: int) -> list[int]:
+    """Open the manifest, use this many stamps, close it."""
+    manifest = Manifest.open(place)
+    used = []
+    for _ in range(number):
+        stamp = manifest.next_stamp()
+        with manifest.transaction():
+            manifest.use(stamp)
+        used.append(stamp.tick)
+    manifest.close()
+    return used
+
+
+def test_no_tick_is_issued_twice(place: bytes) -> None:
+    used = ticks(place, 50) + ticks(place, 50)
+    assert used == sorted(set(used))
+
+
+@pytest.mark.parametrize("now_ns", [0, -(10**18), 10**15])
+def test_no_tick_is_issued_twice_when_the_clock_is_set_back(
+    place: bytes, monkeypatch: pytest.MonkeyPatch, now_ns: int
+) -> None:
+    before = ticks(place, 3)
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns)
+    after = ticks(place, 3) + ticks(place, 3)
+    assert before + after == sorted({*before, *after})
+
+
+def test_ticks_follow_the_clock_so_that_they_outlive_a_lost_manifest(
+    place: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns() + 10**12
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    assert ticks(place, 2) == [now // 1000, now // 1000 + 1]
+
+
+def test_an_older_stamp_does_not_set_the_clock_back(manifest: Manifest) -> None:
+    stamp = manifest.next_stamp()
+    with manifest.transaction():
+        manifest.use(stamp)
+        manifest.use(Stamp(stamp.replica, 1))
+    assert manifest.next_stamp().tick > stamp.tick
+
+
+def test_a_stamp_that_was_not_used_may_be_issued_again(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 10**18)
+    assert manifest.next_stamp() == manifest.next_stamp()
+    assert NOTHING.bump(manifest.next_stamp()).tick_of(manifest.identity().replica) == 10**15
+
+
+# -- what a scan may skip
+
+
+def test_a_fingerprint_stands_until_it_is_forgotten(manifest: Manifest) -> None:
+    with manifest.transaction():
+        manifest.set_fingerprints({b"": b"1", b"d": b"2", b"e": b"3"})
+        manifest.forget_fingerprints([b"d"])
+        manifest.set_fingerprints({b"e": None})
+    assert [manifest.fingerprint(path) for path in (b"", b"d", b"e", b"f")] == [b"1", None, None, None]
+
+
+def test_what_is_skipped_is_new_once(manifest: Manifest) -> None:
+    with manifest.transaction():
+        assert manifest.skip([b"a", b"b"]) == [b"a", b"b"]
+        assert manifest.skip([b"b", b"c"]) == [b"c"]
+
+
+# -- kept texts and peers
+
+
+def test_where_texts_are_kept_is_remembered(manifest: Manifest) -> None:
+    extents = [Extent(digest(b"%d" % n), n, n, n, n) for n in range(700)]
+    with manifest.transaction():
+        manifest.keep(extents)
+    asked = [digest(b"%d" % n) for n in range(650, 1400)]
+    assert manifest.kept(asked) == set(asked[:50])
+    assert manifest.extent(digest(b"5")) == extents[5]
+    assert manifest.extent(digest(b"700")) is None
+
+
+def test_a_peer_is_in_step_only_with_nothing_left_behind(manifest: Manifest) -> None:
+    peer = Identity(ReplicaId(5), "peer", 1)
+    synced = []
+    for pending, now in (([b"left"], 100.5), ([], 200.5), ([b"left"], 300.5)):
+        with manifest.transaction():
+            manifest.set_mark(peer, Mark(1, 2, b"", pending), now)
+        synced.append(manifest.peers()[0].synced_at)
+    assert synced == [None, 200, 200]
+
+
+def test_a_peer_is_remembered_with_its_latest_address_and_name(manifest: Manifest) -> None:
+    with manifest.transaction():
+        manifest.met(ReplicaId(5), "host:old")
+        manifest.met(ReplicaId(5), "host:\udcff")
+        manifest.set_mark(Identity(ReplicaId(5), "peer", 1), Mark(1, 2, b""), 1)
+    (peer,) = manifest.peers()
+    assert (peer.replica, peer.name, peer.address, peer.acknowledged) == (5, "peer", "host:\udcff", 0)
+
+
+def test_an_address_belongs_to_who_answered_there_last(manifest: Manifest) -> None:
+    with manifest.transaction():
+        manifest.met(ReplicaId(5), "host:x")
+        manifest.met(ReplicaId(6), "host:x")
+    assert {peer.replica: peer.address for peer in manifest.peers()} == {5: "", 6: "host:x"}
