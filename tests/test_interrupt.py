@@ -199,7 +199,6 @@ main()
 """
 
 
-@pytest.mark.xfail(strict=True, reason="a new folder gets its permissions in a second step")
 def test_a_folder_that_was_being_made_when_its_side_died_gets_its_permissions(tmp_path: Path) -> None:
     here, there = replica(tmp_path / "here", {"folder/file": "x"}), replica(tmp_path / "there")
     (here / "folder").chmod(0o755)
