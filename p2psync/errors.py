@@ -2,6 +2,8 @@
 why and what to do next.
 
     P2PSyncError              3
+    ├── AddressError          2   an address that means nothing (in `peer`)
+    ├── ConfigError           2   a peer or setting that makes no sense (in `config`)
     ├── ReplicaError          3   a root or its sidecar cannot be used
     │   └── NotAReplica       3   there is no sidecar
     ├── Locked                6   another run has the replica

@@ -207,6 +207,21 @@ def test_the_umask_takes_nothing_from_permissions(root: Path) -> None:
     assert {path: seen.mode for path, seen in snapshot(root).items()} == {b"f": 0o664, b"d": 0o775}
 
 
+@pytest.mark.xfail(strict=True, reason="the umask is cleared until the last outcome")
+def test_the_umask_of_others_is_left_alone(root: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with opened(root) as replica:
+            replica.scan(keep=True)
+            outcomes = replica.apply([Transition(b"%d" % n, None, symlink(b"x")) for n in range(1500)])
+            next(outcomes)
+            during = os.umask(0o027)
+            list(outcomes)
+            assert (during, os.umask(0o027)) == (0o027, 0o027)
+    finally:
+        os.umask(before)
+
+
 def test_setuid_bits_go_when_a_peer_has_its_say(root: Path) -> None:
     make_tree(root, {b"replaced": b"1", b"changed": b"1", b"folder": None})
     for name in ("replaced", "changed", "folder"):

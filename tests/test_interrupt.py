@@ -201,7 +201,7 @@ main()
 
 def test_a_folder_that_was_being_made_when_its_side_died_gets_its_permissions(tmp_path: Path) -> None:
     here, there = replica(tmp_path / "here", {"folder/file": "x"}), replica(tmp_path / "there")
-    (here / "folder").chmod(0o755)
+    (here / "folder").chmod(0o777)  # more than a umask lets a mkdir do
     before = snapshot(here)
     far = shlex.join([sys.executable, "-P", "-c", DIES_AT_CHMOD])
     p2psync(here, "sync", f"host:{there}", *fake_ssh(tmp_path), "--remote-command", far, code=None)

@@ -1,7 +1,7 @@
 """The Replica protocol: all that a sync asks of a side, wherever that side is.
 
 `LocalReplica` does it on disk, `RemoteReplica` sends each call to one. The types here are what travels;
-they are valid by construction once decoded by `wire`.
+`wire` decodes them within their bounds and checks paths and entries.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     problems: list[Problem]
     """Paths that could not be read; their entries stay what they were (I6)."""
     skipped: list[bytes]
-    """Sockets, fifos and devices met for the first time."""
+    """Sockets, fifos, devices and reserved names met for the first time."""
     rules: bytes
     """Fingerprint of all ignore rules in force; empty: there are none."""
 
