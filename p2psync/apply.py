@@ -26,6 +26,7 @@ from p2psync.disk import (
     hash_file,
     kind_of,
     lstat,
+    make_directory,
     rename_new,
     stat_of,
 )
@@ -53,15 +54,11 @@ class Applier:
         ordered = in_order(transitions)
         self._store.expect(t.wanted for t in ordered if needs_content(t))
         self._root.forget()  # what the scan held open may have been moved away
-        mask = os.umask(0)  # a directory has the wanted permissions from the first moment on
-        try:
-            for transition in ordered:
-                outcome = self._attempt(transition)
-                if isinstance(outcome, Problem):
-                    self._failed.add(transition.path)
-                yield outcome
-        finally:
-            os.umask(mask)
+        for transition in ordered:
+            outcome = self._attempt(transition)
+            if isinstance(outcome, Problem):
+                self._failed.add(transition.path)
+            yield outcome
         self._finish_directories()
 
     def _attempt(self, transition: Transition) -> Record | Problem:
@@ -100,7 +97,7 @@ class Applier:
         directory, name = self._parent(path)
         if wanted.kind is Kind.DIRECTORY:
             try:
-                _write_in(directory, lambda: os.mkdir(name, wanted.mode, dir_fd=directory))
+                _write_in(directory, lambda: make_directory(name, wanted.mode, directory))
             except FileExistsError:
                 if not stat.S_ISDIR(lstat(name, directory).st_mode):
                     raise

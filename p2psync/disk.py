@@ -173,6 +173,18 @@ def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
         os.close(fd)
 
 
+def make_directory(name: bytes, mode: int, dir_fd: int) -> None:
+    """Make a directory with just these permissions from its first moment on, whatever the umask.
+
+    Who dies between a mkdir and a chmod leaves permissions that the next scan takes for somebody's wish.
+    """
+    mask = os.umask(0)
+    try:
+        os.mkdir(name, mode, dir_fd=dir_fd)
+    finally:
+        os.umask(mask)
+
+
 def change_mode(name: bytes, dir_fd: int, mode: int) -> None:
     """Change the permissions of what is at a name, readable or not; never of what a link points to."""
     if os.chmod in os.supports_follow_symlinks:

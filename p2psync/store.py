@@ -19,7 +19,7 @@ from xxhash import xxh3_128
 from p2psync.core.model import Digest, Entry, Kind
 from p2psync.core.paths import split
 from p2psync.core.replica import Content, More, Piece
-from p2psync.disk import BLOCK, OPEN_FILE, Root, exists, hash_file, sync_file_system
+from p2psync.disk import BLOCK, OPEN_FILE, Root, exists, hash_file, make_directory, sync_file_system
 from p2psync.errors import ProtocolError
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -145,7 +145,7 @@ class Store:
             OSError: why they could not be staged.
         """
         if entry.kind is Kind.DIRECTORY:
-            return self._fresh(lambda name: os.mkdir(name, entry.mode | 0o200, dir_fd=self.fd))
+            return self._fresh(lambda name: make_directory(name, entry.mode | 0o200, self.fd))
         if entry.kind is Kind.SYMLINK:
             name = self._fresh(lambda name: os.symlink(entry.target, name, dir_fd=self.fd))
         else:

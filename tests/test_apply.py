@@ -207,7 +207,6 @@ def test_the_umask_takes_nothing_from_permissions(root: Path) -> None:
     assert {path: seen.mode for path, seen in snapshot(root).items()} == {b"f": 0o664, b"d": 0o775}
 
 
-@pytest.mark.xfail(strict=True, reason="the umask is cleared until the last outcome")
 def test_the_umask_of_others_is_left_alone(root: Path) -> None:
     before = os.umask(0o027)
     try:
