@@ -155,6 +155,10 @@ def _connect(
                 f"{address} has been a replica and is none now: is the disk mounted?"
                 " Nothing was touched. If it is to begin anew, run `p2psync init` there"
             ) from error
+        if options.dry_run and options.create:
+            raise NotAReplica(
+                f"{address} is not a replica; without --dry-run it would be made one"
+            ) from error
         if options.dry_run or not confirm(f"{address} is not a replica yet. Make it one?"):
             raise NotAReplica(f"{address} is not a replica: --create makes it one") from error
     return _open_address(address, peer, root, True)
