@@ -109,14 +109,15 @@ class Manifest:
         """
         if not os.path.exists(file):
             raise ReplicaError(f"the sidecar has no manifest: {os.fsdecode(file)}")
-        manifest = cls(_connect(file))
-        (version,) = manifest._db.execute("PRAGMA user_version").fetchone()
+        database = _connect(file)
+        (version,) = database.execute("PRAGMA user_version").fetchone()
         if version != SCHEMA_VERSION:
+            database.close()
             raise ReplicaError(
                 f"the manifest {os.fsdecode(file)} has format {version}, this p2psync knows {SCHEMA_VERSION}:"
                 " upgrade p2psync"
             )
-        return manifest
+        return cls(database)
 
     def close(self) -> None:
         """Close; what was not committed is forgotten."""
@@ -410,10 +411,15 @@ def _connect(file: bytes) -> sqlite3.Connection:
         )
     except sqlite3.Error as error:
         raise _unusable(error) from error
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA cache_size = -16384")
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -16384")
+        connection.execute("PRAGMA user_version").fetchone()
+    except ReplicaError:
+        connection.close()
+        raise
     return connection
 
 
