@@ -349,7 +349,8 @@ class LocalReplica:
         sync_file_system(self._root.fd)
         with self._manifest.transaction():
             self._manifest.record(records)
-            self._manifest.forget_fingerprints({split(record.path)[0] for record in records})
+            gone = {record.path for record in records if not record.row.entry.alive}
+            self._manifest.forget_fingerprints(gone | {split(record.path)[0] for record in records})
             self._manifest.keep(self._bases.flush())
         yield Applied(len(records) - told, problems)
 

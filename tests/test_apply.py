@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from p2psync import disk
-from p2psync.core.model import Entry, Kind, Problem, Transition
+from p2psync.core.model import Entry, Problem, Transition
 from p2psync.core.replica import Content, More, Name, Piece
 from p2psync.local import LocalReplica
 from tests.support import (
@@ -493,10 +492,10 @@ def test_a_conflict_copy_is_made_before_what_displaces_it(
 ) -> None:
     make_tree(root, {b"a": b"loser"})
     seen: list[set[bytes]] = []
-    before_rename(monkeypatch, EXCHANGE, lambda: seen.append(contents_of([root])))
+    before_rename(monkeypatch, EXCHANGE, lambda: seen.append(set(snapshot(root))))
     wanted = {b"a": file(b"winner", seen=version(9)), b"z copy": file(b"loser")}
     assert carry_out(root, wanted, b"winner", b"loser", after={b"a": (b"z copy",)}) == []
-    assert seen == [{b"loser"}]
+    assert seen == [{b"a", b"z copy"}]
     assert snapshot(root)[b"z copy"].data == b"loser"
 
 
@@ -562,6 +561,7 @@ def test_what_changes_as_it_is_replaced_or_deleted_is_put_back(
 
     assert [problem.path for problem in problems] == [b"p"]
     assert [snapshot(root)] == after_change
+    assert history(root) == []
 
 
 @pytest.mark.parametrize("system", ["renameat2", "plain"])
@@ -826,10 +826,32 @@ def test_contents_are_on_disk_before_renames_and_renames_before_the_manifest(
     ]
 
 
-def test_an_outcome_is_what_was_achieved(root: Path) -> None:
-    """A file that is written to the moment it appears is looked at again (I5)."""
-    wanted = file(b"new")
-    assert carry_out(root, {b"f": wanted}, b"new") == []
-    write(os.fsencode(root / "f"), b"NEW")
+@pytest.mark.parametrize("just_modified", [False, True])
+def test_an_edit_the_moment_a_file_appears_is_found_by_the_next_scan(
+    root: Path, monkeypatch: pytest.MonkeyPatch, just_modified: bool
+) -> None:
+    """What vouches for an entry is the stat of a file that someone may have written to (I5)."""
+    mtime_ns, edited_ns = (time.time_ns(),) * 2 if just_modified else (OLD_NS, OLD_NS + 1)
+
+    def rename(source: bytes, source_fd: int, target: bytes, target_fd: int, flags: int) -> None:
+        real(source, source_fd, target, target_fd, flags)
+        make_tree(root, {b"f": b"NEW"}, edited_ns)
+
+    real = disk._rename
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_rename", rename)
+        assert carry_out(root, {b"f": file(b"new", mtime_ns=mtime_ns)}, b"new") == []
     assert scanned(root)[b"f"].digest == digest(b"NEW")
-    assert replace(wanted).kind is Kind.FILE
+
+
+def test_a_file_just_modified_elsewhere_is_looked_at_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stat is not trusted before it is two seconds old, wherever it was written."""
+    assert (
+        carry_out(root, {b"f": file(b"new", mtime_ns=time.time_ns()), b"g": file(b"old")}, b"new", b"old")
+        == []
+    )
+    with opened(root) as replica:
+        rows = replica._manifest.rows(b"")
+    assert {name: row.racy for name, row in rows.items()} == {b"f": True, b"g": False}

@@ -318,11 +318,11 @@ def two_that_differ(folder: Path) -> tuple[Path, Path]:
     return home, peer
 
 
-@pytest.mark.parametrize("dies", ["home", "peer"])
+@pytest.mark.parametrize("dies", ["home", "peer", "both"])
 def test_a_run_killed_at_any_call_is_finished_by_the_next(tmp_path: Path, dies: str) -> None:
     for calls in count():
         home, peer = two_that_differ(tmp_path / str(calls))
-        fuses = Fuse(calls if dies == "home" else None), Fuse(calls if dies == "peer" else None)
+        fuses = Fuse(None if dies == "peer" else calls), Fuse(None if dies == "home" else calls)
         survived = sync_and_keep_all(home, peer, *fuses) is not None
         assert sync(home, peer).in_step
         assert snapshot(home) == snapshot(peer)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from p2psync import scan
-from p2psync.core.model import Digest, Entry, Kind, Row
+from p2psync.core.model import Digest, Entry, Kind, Row, Transition
+from p2psync.core.paths import MAX_NAME, MAX_PATH
 from p2psync.core.replica import Name, Scanned
 from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.disk import Root, hash_file
@@ -33,6 +34,7 @@ from tests.support import (
     scanned,
     snapshot,
     sync,
+    tombstone,
     write,
 )
 
@@ -504,6 +506,9 @@ def test_what_is_deleted_while_it_is_ignored_is_found_when_the_rule_goes(root: P
     (root / "f.o").unlink()
     (root / "d").rename(root.parent / "away")
     scan_once(root)
+    with opened(root) as replica:
+        kept = replica.lookup([Name(b"f.o", False), Name(b"d/e/f", False)]).entries
+    assert [entry is not None and entry.alive for entry in kept] == [True, True]
     make_tree(root, {b".p2pignore": b""})
     assert alive(scanned(root)) == {b".p2pignore"}
 
@@ -554,6 +559,18 @@ def test_a_ghost_comes_to_life_with_a_new_file_in_it(ghost: tuple[Path, Path]) -
     assert set(snapshot(there)) == {b"d", b"d/e", b"d/e/g"}
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_deleted_directory_that_still_holds_an_entry_is_no_ghost(root: Path, changed: bool) -> None:
+    make_tree(root, {b"d/e/f": b"1", b"d/e/g": b"1"} if changed else {b"d/e/f": b"1"})
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        found = entries(replica)
+        gone = [Transition(path, found[path], tombstone()) for path in (b"d", b"d/e")]
+        assert sum(applied.done for applied in replica.apply(gone)) == 2
+    (root / "d" / "e" / "g").unlink(missing_ok=True)
+    assert alive(scanned(root)) == {b"d", b"d/e", b"d/e/f"}
+
+
 def test_a_ghost_that_holds_nothing_any_more_is_a_directory(ghost: tuple[Path, Path]) -> None:
     here, there = ghost
     (here / "d" / "e" / "f.o").unlink()
@@ -576,28 +593,35 @@ DEPTH = 3100
 """Directories: with names of two bytes, more than twice PATH_MAX."""
 
 
+def make_deep(root: Path, name: str, depth: int) -> int:
+    """Make a chain of directories; return a descriptor of the last."""
+    fd = os.open(root, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=fd)
+        below = os.open(name, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    return fd
+
+
+def remove_deep(root: Path, name: str) -> None:
+    """Remove such a chain, in linear time."""
+    while (root / name).exists():
+        (root / name).rename(root / "top")
+        if (root / "top" / name).exists():
+            (root / "top" / name).rename(root / name)
+        shutil.rmtree(root / "top")
+
+
 @pytest.fixture
 def deep(root: Path) -> Iterator[Path]:
     """A replica with a file at the end of a path longer than the system takes."""
-    fds = [os.open(root, os.O_RDONLY)]
-    for _ in range(DEPTH):
-        os.mkdir("dd", dir_fd=fds[-1])
-        fds.append(os.open("dd", os.O_RDONLY, dir_fd=fds[-1]))
-        os.close(fds.pop(0))
-    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=fds[0]))
-    os.utime("f", ns=(OLD_NS, OLD_NS), dir_fd=fds[0])
-    os.close(fds[0])
+    last = make_deep(root, "dd", DEPTH)
+    os.close(os.open("f", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=last))
+    os.utime("f", ns=(OLD_NS, OLD_NS), dir_fd=last)
+    os.close(last)
     yield root
-    remove_deep(root)
-
-
-def remove_deep(root: Path) -> None:
-    """Remove the chain of directories in linear time, which rm does not."""
-    while (root / "dd").exists():
-        (root / "dd").rename(root / "top")
-        if (root / "top" / "dd").exists():
-            (root / "top" / "dd").rename(root / "dd")
-        shutil.rmtree(root / "top")
+    remove_deep(root, "dd")
 
 
 @pytest.fixture
@@ -619,4 +643,16 @@ def test_a_tree_deeper_than_any_path_is_scanned_and_synced(
         assert sync(deep, other).in_step
         assert scanned(other).keys() == found.keys()
     finally:
-        remove_deep(other)
+        remove_deep(other, "dd")
+
+
+def test_what_lies_deeper_than_any_peer_would_believe_is_told_and_left_alone(root: Path) -> None:
+    name = "d" * MAX_NAME
+    depth = MAX_PATH // (MAX_NAME + 1)
+    os.close(make_deep(root, name, depth + 2))
+    try:
+        (told,) = scan_once(root).skipped
+        assert len(told) > MAX_PATH
+        assert len(known(root)) == depth
+    finally:
+        remove_deep(root, name)
