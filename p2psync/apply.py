@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from p2psync.core.detect import is_racy
-from p2psync.core.model import Entry, Kind, Problem, Record, Row, Transition, needs_content
+from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition
 from p2psync.core.order import in_order
 from p2psync.core.paths import split
 from p2psync.disk import (
@@ -26,11 +26,11 @@ from p2psync.disk import (
     hash_file,
     kind_of,
     lstat,
-    make_directory,
     rename_new,
     stat_of,
 )
-from p2psync.store import Store
+from p2psync.history import History
+from p2psync.stage import Stage
 
 _T = TypeVar("_T")
 
@@ -42,19 +42,22 @@ class Refused(Exception):
 class Applier:
     """Carries out the transitions of one run."""
 
-    def __init__(self, root: Root, store: Store, row_of: Callable[[bytes], Row | None]) -> None:
+    def __init__(
+        self, root: Root, stage: Stage, history: History, row_of: Callable[[bytes], Row | None]
+    ) -> None:
         self._root = root
-        self._store = store
+        self._stage = stage
+        self._history = history
         self._row_of = row_of
         self._failed: set[bytes] = set()
         self._made: list[tuple[bytes, Entry]] = []
+        self._arrived: dict[bytes, int] = {}
+        """Directories that were put in place whole, and when (ns)."""
 
     def run(self, transitions: Iterable[Transition]) -> Iterator[Record | Problem]:
         """Carry out `transitions`; yield an outcome for each, in the order in which they were done."""
-        ordered = in_order(transitions)
-        self._store.expect(t.wanted for t in ordered if needs_content(t))
         self._root.forget()  # what the scan held open may have been moved away
-        for transition in ordered:
+        for transition in in_order(transitions):
             outcome = self._attempt(transition)
             if isinstance(outcome, Problem):
                 self._failed.add(transition.path)
@@ -94,28 +97,47 @@ class Applier:
     # -- what can happen to a path
 
     def _create(self, path: bytes, wanted: Entry) -> Row:
-        directory, name = self._parent(path)
-        if wanted.kind is Kind.DIRECTORY:
-            try:
-                _write_in(directory, lambda: make_directory(name, wanted.mode, directory))
-            except FileExistsError:
-                if not stat.S_ISDIR(lstat(name, directory).st_mode):
-                    raise
-            self._dress(path, name, directory, wanted)
-            return Row(wanted)
-        staged = self._take(wanted)
+        folder, name = split(path)
+        if folder in self._arrived:
+            return self._account(path, wanted, self._arrived[folder])
+        source, staged = self._staged(path)
+        directory = self._root.directory(folder)
+        now = time.time_ns()
         try:
-            _write_in(directory, lambda: rename_new(staged, self._store.fd, name, directory))
-        except OSError as error:
-            self._store.discard(staged)
-            if not (isinstance(error, FileExistsError) and _is_wanted(name, directory, wanted)):
+            if wanted.kind is Kind.DIRECTORY:
+                _move_directory(staged, source, name, directory, wanted.mode)
+                self._arrived[path] = now
+            else:
+                _write_in(directory, lambda: rename_new(staged, source, name, directory))
+        except FileExistsError:
+            if wanted.kind is Kind.DIRECTORY:
+                self._adopt_directory(path, wanted)
+            elif _is_wanted(name, directory, wanted):
+                times = (wanted.mtime_ns, wanted.mtime_ns)
+                os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+            else:
                 raise
-            times = (wanted.mtime_ns, wanted.mtime_ns)
-            os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
         return _row(wanted, name, directory)
 
-    def _dress(self, path: bytes, name: bytes, directory: int, wanted: Entry) -> None:
-        """Give a new directory its permissions; its time follows when it is filled."""
+    def _account(self, path: bytes, wanted: Entry, arrived_ns: int) -> Row:
+        """Return the row of what has come with the directory that it is in."""
+        with _told():
+            found = self._stage.check(path)
+        if wanted.kind is Kind.DIRECTORY:
+            self._arrived[path] = arrived_ns
+        return Row(wanted) if found is None else _vouched(wanted, found, arrived_ns)
+
+    def _adopt_directory(self, path: bytes, wanted: Entry) -> None:
+        """Take the directory that is there already: it holds ignored files, or a run died that made it.
+
+        Raises:
+            FileExistsError: it is something else.
+        """
+        directory, name = self._parent(path)
+        if not stat.S_ISDIR(lstat(name, directory).st_mode):
+            raise FileExistsError(errno.EEXIST, "exists")
+        source, staged = self._stage.place(path)
+        change_mode(staged, source, 0o700)  # what is in it will be taken out
         change_mode(name, directory, wanted.mode)
         self._made.append((path, wanted))
 
@@ -143,7 +165,7 @@ class Applier:
                 _write_in(directory, lambda: _remove_directory(name, directory))
             # What is left in it is ignored or no entry, and stays; what is new is found by the next scan.
             return Row(wanted)
-        shelf, kept = self._store.shelf(path)
+        shelf, kept = self._history.shelf(path)
         _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _is_expected(kept, shelf, row):
             _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
@@ -152,12 +174,16 @@ class Applier:
 
     def _replace(self, path: bytes, row: Row, wanted: Entry) -> Row:
         """Swap the new for the old in one step: the old is in the history from that moment on (I3)."""
+        source, staged = self._staged(path)
         directory, name = self._parent(path)
-        shelf, kept = self._store.shelf(path)
-        rename_new(self._take(wanted), self._store.fd, kept, shelf)
+        shelf, kept = self._history.shelf(path)
+        now = time.time_ns()
+        if wanted.kind is Kind.DIRECTORY:  # its `..` is about to change
+            change_mode(staged, source, wanted.mode | 0o200)
+        rename_new(staged, source, kept, shelf)
         new = lstat(kept, shelf).st_ino
         protected = row.entry.kind is Kind.DIRECTORY and not row.entry.mode & 0o200
-        if protected:  # its `..` is about to change
+        if protected:  # likewise
             change_mode(name, directory, row.entry.mode | 0o200)
         try:
             if not _write_in(directory, lambda: exchange(kept, shelf, name, directory)):
@@ -166,13 +192,16 @@ class Applier:
                 _write_in(directory, lambda: exchange(kept, shelf, name, directory))
                 raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
         except (OSError, Refused):
-            _remove_unused(kept, shelf, new)
+            with contextlib.suppress(OSError):
+                if lstat(kept, shelf).st_ino == new:  # else it is what must stay
+                    rename_new(kept, shelf, staged, source)
             if protected:
                 with contextlib.suppress(OSError):
                     change_mode(name, directory, row.entry.mode)
             raise
         if wanted.kind is Kind.DIRECTORY:
-            self._dress(path, name, directory, wanted)
+            change_mode(name, directory, wanted.mode)
+            self._arrived[path] = now
         return _row(wanted, name, directory)
 
     def _replace_in_steps(self, path: bytes, row: Row, new: bytes, shelf: int) -> None:
@@ -182,21 +211,19 @@ class Applier:
         on the other side outlives.
         """
         directory, name = self._parent(path)
-        _, kept = self._store.shelf(path)
+        _, kept = self._history.shelf(path)
         _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _put_away(kept, shelf, row):
             _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
             raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
         _write_in(directory, lambda: rename_new(new, shelf, name, directory))
 
-    def _take(self, wanted: Entry) -> bytes:
-        try:
-            return self._store.take(wanted)
-        except FileNotFoundError:
-            raise Refused("its contents changed while they were sent; the next sync will take them") from None
+    def _staged(self, path: bytes) -> tuple[int, bytes]:
+        with _told():
+            return self._stage.place(path)
 
     def _finish_directories(self) -> None:
-        """Give new directories their times, now that they are filled; it is no harm if one has gone again."""
+        """Give the directories their times, now that they are filled; it is no harm if one has gone again."""
         for path, wanted in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.utime(self._root.directory(path), ns=(wanted.mtime_ns, wanted.mtime_ns))
@@ -241,14 +268,6 @@ def _is_wanted(name: bytes, directory: int, wanted: Entry) -> bool:
     return st.st_mode & 0o777 == wanted.mode and hash_file(name, directory)[0] == wanted.digest
 
 
-def _remove_unused(name: bytes, shelf: int, inode: int) -> None:
-    """Take out of the history what was to be swapped in and was not: inode tells it from what must stay."""
-    with contextlib.suppress(OSError):
-        st = lstat(name, shelf)
-        if st.st_ino == inode:
-            (os.rmdir if stat.S_ISDIR(st.st_mode) else os.unlink)(name, dir_fd=shelf)
-
-
 def _is_expected(name: bytes, directory: int, row: Row) -> bool:
     """Is what came out of the tree what was there when it was checked? (A rename changes the ctime.)"""
     st = lstat(name, directory)
@@ -277,14 +296,36 @@ def _remove_directory(name: bytes, directory: int) -> None:
         raise
 
 
+def _move_directory(source: bytes, source_fd: int, target: bytes, target_fd: int, mode: int) -> None:
+    """Rename a directory, never over anything; its `..` changes, so it must not be write-protected then."""
+    protected = not mode & 0o200
+    if protected:
+        change_mode(source, source_fd, mode | 0o200)
+    _write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
+    if protected:
+        change_mode(target, target_fd, mode)
+
+
 def _row(wanted: Entry, name: bytes, directory: int) -> Row:
     """Return the row for what was just put at a path."""
     if wanted.kind is not Kind.FILE:
         return Row(wanted)
-    st = lstat(name, directory)
+    return _vouched(wanted, stat_of(lstat(name, directory)), time.time_ns())
+
+
+def _vouched(wanted: Entry, found: Stat, seen_ns: int) -> Row:
     # RACE: who writes to the file before this stat changes its size or time: then it is looked at again.
-    touched = st.st_size != wanted.size or st.st_mtime_ns != wanted.mtime_ns
-    return Row(wanted, stat_of(st), touched or is_racy(st.st_mtime_ns, time.time_ns()))
+    touched = found.size != wanted.size or found.mtime_ns != wanted.mtime_ns
+    return Row(wanted, found, touched or is_racy(found.mtime_ns, seen_ns))
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Say what it means that something has not been staged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Refused("its contents changed while they were sent; the next sync will take them") from None
 
 
 def _write_in(directory: int, action: Callable[[], _T]) -> _T:

@@ -291,8 +291,8 @@ def serve(context: click.Context, root: bytes, create: bool) -> None:
 
     Started by ssh; not meant to be typed.
     """
-    from p2psync.remote import serve_stdio
     from p2psync.run import open_replica
+    from p2psync.serve import serve_stdio
 
     context.exit(serve_stdio(root, open_replica, create))
 

@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from threading import Thread
 
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -173,18 +174,6 @@ def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
         os.close(fd)
 
 
-def make_directory(name: bytes, mode: int, dir_fd: int) -> None:
-    """Make a directory with just these permissions from its first moment on, whatever the umask.
-
-    Who dies between a mkdir and a chmod leaves permissions that the next scan takes for somebody's wish.
-    """
-    mask = os.umask(0)
-    try:
-        os.mkdir(name, mode, dir_fd=dir_fd)
-    finally:
-        os.umask(mask)
-
-
 def change_mode(name: bytes, dir_fd: int, mode: int) -> None:
     """Change the permissions of what is at a name, readable or not; never of what a link points to."""
     if os.chmod in os.supports_follow_symlinks:
@@ -232,6 +221,26 @@ def sync_file_system(fd: int) -> None:
         os.sync()
     elif syncfs(fd):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def begin_sync(fd: int) -> Callable[[], None]:
+    """Begin `sync_file_system` meanwhile; return what waits for its end and raises what it raised."""
+    errors: list[OSError] = []
+
+    def work() -> None:
+        try:
+            sync_file_system(fd)
+        except OSError as error:
+            errors.append(error)
+
+    def wait() -> None:
+        thread.join()
+        if errors:
+            raise errors[0]
+
+    thread = Thread(target=work)
+    thread.start()
+    return wait
 
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)

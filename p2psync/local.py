@@ -31,11 +31,12 @@ from p2psync.core.replica import (
     Scanned,
 )
 from p2psync.core.vector import ReplicaId, Stamp
-from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, Root, open_file, sync_file_system
+from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, Root, begin_sync, open_file, sync_file_system
 from p2psync.errors import Locked, NotAReplica, ReplicaError
+from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord
 from p2psync.scan import Scan, scan
-from p2psync.store import Store
+from p2psync.stage import Stage
 
 BATCH = 1000
 """Changes in a batch, outcomes between two reports of progress."""
@@ -111,8 +112,10 @@ class LocalReplica:
                 self._lock(sidecar, shown)
             self._manifest = Manifest.open(os.path.join(root, SIDECAR, b"manifest.db"))
             self._close.callback(self._manifest.close)
-            self._store = Store(sidecar)
-            self._close.callback(self._store.close)
+            self._stage = Stage(sidecar)
+            self._close.callback(self._stage.close)
+            self._history = History(sidecar)
+            self._close.callback(self._history.close)
             self._bases = Bases(sidecar, self._manifest.kept)
             self._close.callback(self._bases.close)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -127,6 +130,7 @@ class LocalReplica:
         self._sidecar = sidecar
         self._ignores: dict[bytes, Ignore] = {}
         self._any_rules = True
+        self._transitions: Sequence[Transition] = ()
 
     def _lock(self, sidecar: int, shown: str) -> None:
         """Take the lock; the system drops it when the process ends, however it ends."""
@@ -268,30 +272,36 @@ class LocalReplica:
             return
         yield None
 
-    def missing(self, wanted: Sequence[Content]) -> list[Content]:
-        """Stage all of `wanted` that this replica holds anywhere; return the rest."""
-        self._store.want(wanted)
-        digests = [content.digest for content in wanted]
-        holders, kept = self._manifest.holders(digests), self._manifest.kept(digests)
+    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+        """Stage what `transitions` put into the tree; see `Replica.prepare`."""
+        self._transitions = transitions
         with _staging():
-            return [
-                content
-                for content in wanted
-                if not self._store.has_staged(content)
-                and not self._stage_own(content, holders.get(content.digest), content.digest in kept)
-            ]
+            wanted = self._stage.expect(transitions)
+            if not self.newest():  # nothing is known here, so nothing is held
+                return wanted
+            missing = []
+            for start in range(0, len(wanted), BATCH):
+                batch = wanted[start : start + BATCH]
+                digests = [content.digest for content in batch]
+                holders, kept = self._manifest.holders(digests), self._manifest.kept(digests)
+                missing += [
+                    content
+                    for content in batch
+                    if not self._stage_own(content, holders.get(content.digest), content.digest in kept)
+                ]
+            return missing
 
     def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
         if holders:
             with self._opened(content.digest, holders) as fd:
-                if fd is not None and self._store.stage_copy(fd, content):
+                if fd is not None and self._stage.copy(content.digest, fd):
                     if content.size <= MAX_TEXT:
                         self._bases.add(content.digest, os.pread(fd, content.size, 0))
                     return True
         extent = self._manifest.extent(content.digest) if kept else None
         text = self._bases.read(extent) if extent else None
-        return text is not None and self._store.stage_bytes(text, content)
+        return text is not None and self._stage.fill(content.digest, iter((text,)))
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """Yield the contents with these digests, in batches of pieces; see `Replica.read`."""
@@ -312,7 +322,7 @@ class LocalReplica:
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
-            self._store.stage(batches, self._keep)
+            self._stage.receive(batches, self._keep)
 
     def _keep(self, digest: Digest, data: bytes) -> None:
         """Keep a text that comes from elsewhere, for merges to come.
@@ -324,20 +334,23 @@ class LocalReplica:
 
     # -- what becomes of it
 
-    def apply(self, transitions: Sequence[Transition]) -> Iterator[Applied]:
-        """Carry out transitions; see `Replica.apply`.
+    def apply(self) -> Iterator[Applied]:
+        """Carry out the prepared transitions; see `Replica.apply`.
 
         The order is what makes a power cut harmless (I8): contents on disk, renames, renames on disk,
         manifest.
         """
+        transitions, self._transitions = self._transitions, ()
         if not transitions:
             return
-        self._store.begin_run()
-        self._store.flush()
+        self._history.begin_run()
+        self._stage.finish_directories()
+        sync_file_system(self._root.fd)
         records: list[Record] = []
         problems: list[Problem] = []
         told = 0
-        for outcome in Applier(self._root, self._store, self._manifest.row).run(transitions):
+        applier = Applier(self._root, self._stage, self._history, self._manifest.row)
+        for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
             else:
@@ -345,13 +358,14 @@ class LocalReplica:
             if len(records) - told + len(problems) >= BATCH:
                 yield Applied(len(records) - told, problems)
                 told, problems = len(records), []
+        wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
-        sync_file_system(self._root.fd)
         with self._manifest.transaction():
             self._manifest.record(records)
             gone = {record.path for record in records if not record.row.entry.alive}
             self._manifest.forget_fingerprints(gone | {split(record.path)[0] for record in records})
             self._manifest.keep(self._bases.flush())
+            wait_for_disk()
         yield Applied(len(records) - told, problems)
 
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
@@ -379,7 +393,7 @@ class LocalReplica:
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """Remember how far the changes of `peer` are taken in; the run is over for this side."""
-        self._store.clear_stage()
+        self._stage.clear()
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
             self._manifest.set_mark(peer, mark, time.time())

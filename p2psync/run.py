@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from p2psync.config import Peer
+from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.model import Prefer
 from p2psync.core.replica import Scanned
 from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
 from p2psync.local import LocalReplica, init
 from p2psync.peer import Address, parse_address
-from p2psync.remote import RemoteReplica, connect_local, connect_ssh
+from p2psync.remote import RemoteReplica
 from p2psync.sync import Progress, Result, Session
 
 RETRY_SECONDS = (0.05, 0.5)

@@ -23,11 +23,10 @@ from p2psync.core.model import (
     Prefer,
     Problem,
     Transition,
-    needs_content,
 )
 from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
-from p2psync.core.replica import Content, Home, Identity, Mark, More, Name, Piece, Replica, Scanned
+from p2psync.core.replica import Home, Identity, Mark, More, Name, Piece, Replica, Scanned
 from p2psync.core.vector import Stamp
 from p2psync.errors import PeerError
 
@@ -198,14 +197,9 @@ class Session:
 
     def _stage(self, side: Side, other: Side, texts: dict[Digest, bytes]) -> int:
         """Bring to `side` all contents that it needs; return how many bytes came from the other."""
-        wanted = {
-            transition.wanted.digest: Content(transition.wanted.digest, transition.wanted.size)
-            for transition in side.transitions
-            if needs_content(transition)
-        }
-        missing: list[Content] = []
-        for batch in _batches(list(wanted.values())):
-            missing += side.replica.missing(batch)
+        if not side.transitions:
+            return 0
+        missing = side.replica.prepare(side.transitions)
         merged = [content.digest for content in missing if content.digest in texts]
         if merged:
             side.replica.stage([Piece(digest, texts[digest], More.LAST)] for digest in merged)
@@ -233,7 +227,7 @@ class Session:
 
     def _apply_side(self, side: Side) -> None:
         side.carried_out = True
-        for applied in side.replica.apply(side.transitions):
+        for applied in side.replica.apply():
             side.done += applied.done
             side.problems += applied.problems
             self._progress.advance(applied.done + len(applied.problems), 0)

@@ -7,16 +7,16 @@ import functools
 import os
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from xxhash import xxh3_128_digest
 
-from p2psync.core.model import Digest, Entry, Kind, Prefer
+from p2psync.core.model import Digest, Entry, Kind, Prefer, Problem, Transition
 from p2psync.core.paths import SIDECAR
-from p2psync.core.replica import Home, Replica
+from p2psync.core.replica import Home, More, Piece, Replica
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.local import LocalReplica, init
 from p2psync.sync import Result, Session
@@ -156,6 +156,24 @@ def tombstone(seen: Version | None = None) -> Entry:
     return Entry(kind=Kind.TOMBSTONE, version=seen or version(), revision=2)
 
 
+# -- contents and transitions
+
+
+def give(replica: Replica, *contents: bytes) -> None:
+    """Have `replica` take in contents that it waits for."""
+    replica.stage([Piece(digest(data), data, More.LAST)] for data in contents)
+
+
+def carry_out(
+    replica: Replica, transitions: Sequence[Transition], *contents: bytes
+) -> tuple[int, list[Problem]]:
+    """Have transitions carried out with these contents; return how many were, and the problems."""
+    replica.prepare(transitions)
+    give(replica, *contents)
+    outcomes = list(replica.apply())
+    return sum(o.done for o in outcomes), [problem for o in outcomes for problem in o.problems]
+
+
 # -- syncs
 
 
@@ -210,8 +228,8 @@ def scanned(root: Path) -> dict[bytes, Entry]:
 
 def do_not_wait_for_disk(patch: pytest.MonkeyPatch) -> None:
     """Leave out what only a power cut would tell from nothing: fsync is most of the time of a small sync."""
-    for module in ("p2psync.local", "p2psync.store"):
-        patch.setattr(f"{module}.sync_file_system", lambda fd: None)
+    patch.setattr("p2psync.local.sync_file_system", lambda fd: None)
+    patch.setattr("p2psync.disk.sync_file_system", lambda fd: None)
     patch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Unsynced))
 
 

@@ -15,12 +15,12 @@ import pytest
 
 from p2psync import disk
 from p2psync.core.model import Entry, Problem, Transition
-from p2psync.core.replica import Content, More, Name, Piece
-from p2psync.local import LocalReplica
+from p2psync.core.replica import Name
 from tests.support import (
     OLD_NS,
     Link,
     Tree,
+    carry_out,
     contents_of,
     digest,
     directory,
@@ -73,13 +73,7 @@ def any_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         no_renameat2(monkeypatch, getattr(errno, request.param))
 
 
-def stage(replica: LocalReplica, *contents: bytes) -> None:
-    missing = replica.missing([Content(digest(data), len(data)) for data in contents])
-    wanted = {content.digest for content in missing}
-    replica.stage([Piece(digest(data), data, More.LAST)] for data in contents if digest(data) in wanted)
-
-
-def carry_out(
+def carry_out_at(
     root: Path,
     wanted: Mapping[bytes, Entry],
     *contents: bytes,
@@ -91,14 +85,12 @@ def carry_out(
         assert replica.scan(keep=True).problems == []
         known = replica.lookup([Name(path, False) for path in wanted]).entries
         meanwhile()
-        stage(replica, *contents)
         transitions = [
             Transition(path, expected, wanted[path], (after or {}).get(path, ()))
             for path, expected in zip(wanted, known, strict=True)
         ]
-        outcomes = list(replica.apply(transitions))
-        problems = [problem for applied in outcomes for problem in applied.problems]
-        assert sum(applied.done for applied in outcomes) + len(problems) == len(wanted)
+        done, problems = carry_out(replica, transitions, *contents)
+        assert done + len(problems) == len(wanted)
         return problems
 
 
@@ -134,7 +126,7 @@ def test_whatever_is_there_becomes_whatever_is_wanted(root: Path, before: str, a
     if before == "directory" != after:
         wanted[b"p/child"] = tombstone(version(9))
 
-    assert carry_out(root, wanted, b"new") == []
+    assert carry_out_at(root, wanted, b"new") == []
 
     found = snapshot(root)
     match after:
@@ -155,13 +147,13 @@ def test_directories_are_made_before_what_is_in_them_and_deleted_after(root: Pat
     make_tree(root, {b"old/a/b": b"1", b"old/c": b"2"})
     gone = {path: tombstone(version(9)) for path in (b"old", b"old/a", b"old/a/b", b"old/c")}
     made = {b"new/a/b": file(b"3"), b"new/a": directory(), b"new": directory()}
-    assert carry_out(root, gone | made, b"3") == []
+    assert carry_out_at(root, gone | made, b"3") == []
     assert set(snapshot(root)) == {b"new", b"new/a", b"new/a/b"}
 
 
 def test_a_deletion_of_what_was_never_here_is_remembered(root: Path) -> None:
     gone = tombstone(version(9))
-    assert carry_out(root, {b"f": gone, b"d/f": gone}) == []
+    assert carry_out_at(root, {b"f": gone, b"d/f": gone}) == []
     assert in_manifest(root, b"f", b"d/f") == [gone, gone]
     assert snapshot(root) == {}
 
@@ -175,7 +167,7 @@ def test_permissions_and_times_change_in_place(root: Path) -> None:
         b"l": symlink(b"x", NEW_NS, version(9)),
         b"d": directory(0o700, NEW_NS, version(9)),
     }
-    assert carry_out(root, wanted) == []
+    assert carry_out_at(root, wanted) == []
     found = snapshot(root)
     assert [found[path].mode for path in (b"f", b"g", b"d")] == [0o600, 0o644, 0o700]
     assert [found[path].mtime_ns for path in (b"f", b"g", b"l")] == [OLD_NS, NEW_NS, NEW_NS]
@@ -191,7 +183,7 @@ def test_new_things_have_their_times_to_the_nanosecond(root: Path) -> None:
         b"d/l": symlink(b"x", NEW_NS + 2),
         b"d/before 1970": file(b"1", mtime_ns=-1_500_000_000),
     }
-    assert carry_out(root, wanted, b"1") == []
+    assert carry_out_at(root, wanted, b"1") == []
     assert {path: os.lstat(root / os.fsdecode(path)).st_mtime_ns for path in wanted} == {
         path: entry.mtime_ns for path, entry in wanted.items()
     }
@@ -200,7 +192,7 @@ def test_new_things_have_their_times_to_the_nanosecond(root: Path) -> None:
 def test_the_umask_takes_nothing_from_permissions(root: Path) -> None:
     before = os.umask(0o077)
     try:
-        assert carry_out(root, {b"f": file(b"1", 0o664), b"d": directory(0o775)}, b"1") == []
+        assert carry_out_at(root, {b"f": file(b"1", 0o664), b"d": directory(0o775)}, b"1") == []
     finally:
         os.umask(before)
     assert {path: seen.mode for path, seen in snapshot(root).items()} == {b"f": 0o664, b"d": 0o775}
@@ -211,7 +203,8 @@ def test_the_umask_of_others_is_left_alone(root: Path) -> None:
     try:
         with opened(root) as replica:
             replica.scan(keep=True)
-            outcomes = replica.apply([Transition(b"%d" % n, None, symlink(b"x")) for n in range(1500)])
+            replica.prepare([Transition(b"%d" % n, None, symlink(b"x")) for n in range(1500)])
+            outcomes = replica.apply()
             next(outcomes)
             during = os.umask(0o027)
             list(outcomes)
@@ -229,7 +222,7 @@ def test_setuid_bits_go_when_a_peer_has_its_say(root: Path) -> None:
         b"changed": file(b"1", 0o711, seen=version(9)),
         b"folder": directory(0o711, seen=version(9)),
     }
-    assert carry_out(root, wanted, b"2") == []
+    assert carry_out_at(root, wanted, b"2") == []
     assert {path: seen.mode for path, seen in snapshot(root).items()} == {
         path: entry.mode for path, entry in wanted.items()
     }
@@ -237,7 +230,7 @@ def test_setuid_bits_go_when_a_peer_has_its_say(root: Path) -> None:
 
 def test_one_content_goes_to_many_paths(root: Path) -> None:
     wanted = {b"f%d" % n: file(b"same", 0o600 + n, OLD_NS + n) for n in range(4)}
-    assert carry_out(root, wanted, b"same") == []
+    assert carry_out_at(root, wanted, b"same") == []
     found = snapshot(root)
     assert {path: (seen.mode, seen.mtime_ns, seen.data) for path, seen in found.items()} == {
         path: (entry.mode, entry.mtime_ns, b"same") for path, entry in wanted.items()
@@ -248,7 +241,7 @@ def test_one_content_goes_to_many_paths(root: Path) -> None:
 def test_two_files_trade_places(root: Path) -> None:
     make_tree(root, {b"f": b"1", b"g": b"2"})
     assert (
-        carry_out(root, {b"f": file(b"2", seen=version(9)), b"g": file(b"1", seen=version(9))}, b"1", b"2")
+        carry_out_at(root, {b"f": file(b"2", seen=version(9)), b"g": file(b"1", seen=version(9))}, b"1", b"2")
         == []
     )
     assert {path: seen.data for path, seen in snapshot(root).items()} == {b"f": b"2", b"g": b"1"}
@@ -256,7 +249,7 @@ def test_two_files_trade_places(root: Path) -> None:
 
 def test_empty_files_are_made_and_made_of_others(root: Path) -> None:
     make_tree(root, {b"f": b"1"})
-    assert carry_out(root, {b"f": file(b"", seen=version(9)), b"g": file(b"")}, b"") == []
+    assert carry_out_at(root, {b"f": file(b"", seen=version(9)), b"g": file(b"")}, b"") == []
     assert {path: seen.data for path, seen in snapshot(root).items()} == {b"f": b"", b"g": b""}
 
 
@@ -268,7 +261,7 @@ def test_names_of_any_bytes_are_made_replaced_and_deleted(root: Path) -> None:
         b"n" * 255: file(b"2", seen=version(9)),
         b"\x01" * 255: file(b"2"),
     }
-    assert carry_out(root, wanted, b"2") == []
+    assert carry_out_at(root, wanted, b"2") == []
     assert set(snapshot(root)) == {b"\xff", b"\xff/\n", b"n" * 255, b"\x01" * 255}
     assert history(root) == [b"1"] * 3
 
@@ -276,7 +269,7 @@ def test_names_of_any_bytes_are_made_replaced_and_deleted(root: Path) -> None:
 def test_the_history_has_what_was_at_which_path(root: Path) -> None:
     make_tree(root, {b"d/f": b"file", b"d/l": Link(b"target"), b"g": b"replaced"})
     gone = {path: tombstone(version(9)) for path in (b"d", b"d/f", b"d/l")}
-    assert carry_out(root, {**gone, b"g": file(b"new", seen=version(9))}, b"new") == []
+    assert carry_out_at(root, {**gone, b"g": file(b"new", seen=version(9))}, b"new") == []
     (run,) = (root / ".p2psync" / "history").iterdir()
     kept = {path: seen.data for path, seen in snapshot(run).items() if seen.kind != "directory"}
     assert kept == {b"d/f": b"file", b"d/l": b"target", b"g": b"replaced"}
@@ -285,7 +278,7 @@ def test_the_history_has_what_was_at_which_path(root: Path) -> None:
 def test_a_directory_that_holds_ignored_files_stays(root: Path) -> None:
     (root / ".p2psync" / "ignore").write_bytes(b"*.o\n")
     make_tree(root, {b"d/f": b"1", b"d/f.o": b"2"})
-    assert carry_out(root, {path: tombstone(version(9)) for path in (b"d", b"d/f")}) == []
+    assert carry_out_at(root, {path: tombstone(version(9)) for path in (b"d", b"d/f")}) == []
     assert contents_of([root]) == {b"2"}
     assert nothing_left_to_find(root)
 
@@ -369,7 +362,7 @@ def test_what_changes_between_scan_and_apply_is_left_alone(root: Path, change: s
         CHANGES[change](root)
         after_change.append(snapshot(root))
 
-    problems = carry_out(root, {b"p": WANTED[wanted]}, b"new", meanwhile=meanwhile)
+    problems = carry_out_at(root, {b"p": WANTED[wanted]}, b"new", meanwhile=meanwhile)
 
     assert [problem.path for problem in problems] == [b"p"]
     assert [snapshot(root)] == after_change
@@ -388,9 +381,8 @@ def test_a_racy_file_that_changes_without_a_trace_is_left_alone(root: Path, want
         make_tree(root, {b"p": b"OLD"}, now)
         st = os.stat(root / "p")
         replica._manifest._db.execute("UPDATE entry SET stat_ctime_ns = ?", (st.st_ctime_ns,))
-        stage(replica, b"new")
-        (applied,) = replica.apply([Transition(b"p", expected, WANTED[wanted])])
-    assert [problem.path for problem in applied.problems] == [b"p"]
+        _, problems = carry_out(replica, [Transition(b"p", expected, WANTED[wanted])], b"new")
+    assert [problem.path for problem in problems] == [b"p"]
     assert snapshot(root)[b"p"].data == b"OLD"
 
 
@@ -400,7 +392,7 @@ def test_what_appears_between_scan_and_apply_is_never_overwritten(root: Path, ki
     wanted = {"file": file(b"new"), "link": symlink(b"new"), "directory": directory(0o700)}[kind]
     appearances: list[Tree] = [{b"p": b"mine"}, {b"p": Link(b"mine")}, {b"p/f": b"mine"}]
     for appeared in appearances[: 2 if kind == "directory" else 3]:  # two folders would be one
-        (problem,) = carry_out(
+        (problem,) = carry_out_at(
             root, {b"p": wanted}, b"new", meanwhile=functools.partial(make_tree, root, appeared)
         )
         assert problem.path == b"p"
@@ -411,7 +403,7 @@ def test_what_appears_between_scan_and_apply_is_never_overwritten(root: Path, ki
 def test_what_appears_just_as_it_is_wanted_gets_the_time_that_is_wanted(root: Path) -> None:
     appear: Tree = {b"f": b"new", b"l": Link(b"new")}
     wanted = {b"f": file(b"new", mtime_ns=NEW_NS), b"l": symlink(b"new", NEW_NS)}
-    assert carry_out(root, wanted, b"new", meanwhile=lambda: make_tree(root, appear)) == []
+    assert carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, appear)) == []
     assert [seen.mtime_ns for seen in snapshot(root).values()] == [NEW_NS, NEW_NS]
 
 
@@ -419,7 +411,7 @@ def test_what_appears_just_as_it_is_wanted_gets_the_time_that_is_wanted(root: Pa
 def test_a_folder_with_something_new_in_it_is_not_replaced(root: Path) -> None:
     make_tree(root, {b"p/f": b"old"})
     wanted = {b"p": file(b"new", seen=version(9)), b"p/f": tombstone(version(9))}
-    problems = carry_out(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"p/g": b"mine"}))
+    problems = carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"p/g": b"mine"}))
     assert [problem.path for problem in problems] == [b"p"]
     assert contents_of([root]) == {b"mine"}
 
@@ -427,7 +419,7 @@ def test_a_folder_with_something_new_in_it_is_not_replaced(root: Path) -> None:
 def test_a_folder_with_something_new_in_it_is_not_deleted(root: Path) -> None:
     make_tree(root, {b"p/f": b"old"})
     wanted = {b"p": tombstone(version(9)), b"p/f": tombstone(version(9))}
-    assert carry_out(root, wanted, meanwhile=lambda: make_tree(root, {b"p/g": b"mine"})) == []
+    assert carry_out_at(root, wanted, meanwhile=lambda: make_tree(root, {b"p/g": b"mine"})) == []
     found = scanned(root)
     assert found[b"p"].alive
     assert found[b"p/g"].alive
@@ -438,7 +430,7 @@ def test_permissions_of_a_folder_that_change_between_scan_and_apply_are_left_alo
     make_tree(root, {b"p": None})
     os.chmod(root / "p", 0o755)
     wanted = {b"p": directory(0o750, seen=version(9))}
-    problems = carry_out(root, wanted, meanwhile=lambda: os.chmod(root / "p", 0o700))
+    problems = carry_out_at(root, wanted, meanwhile=lambda: os.chmod(root / "p", 0o700))
     assert [problem.path for problem in problems] == [b"p"]
     assert snapshot(root)[b"p"].mode == 0o700
 
@@ -447,16 +439,16 @@ def test_an_entry_that_is_not_the_expected_one_is_left_alone(root: Path) -> None
     make_tree(root, {b"p": b"old"})
     scanned(root)
     with opened(root) as replica:
-        stage(replica, b"new")
-        (applied,) = replica.apply([Transition(b"p", file(b"never was here"), file(b"new", seen=version(9)))])
-    assert [problem.path for problem in applied.problems] == [b"p"]
+        transition = Transition(b"p", file(b"never was here"), file(b"new", seen=version(9)))
+        _, problems = carry_out(replica, [transition], b"new")
+    assert [problem.path for problem in problems] == [b"p"]
     assert contents_of([root]) == {b"old"}
 
 
 def test_one_problem_stops_nothing_else(root: Path) -> None:
     make_tree(root, {b"a": b"old", b"b": b"old", b"c": b"old"})
     wanted = {path: file(b"new", seen=version(9)) for path in (b"a", b"b", b"c")}
-    problems = carry_out(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"b": b"mine"}, NEW_NS))
+    problems = carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"b": b"mine"}, NEW_NS))
     assert [problem.path for problem in problems] == [b"b"]
     assert {path: seen.data for path, seen in snapshot(root).items()} == {
         b"a": b"new",
@@ -467,7 +459,7 @@ def test_one_problem_stops_nothing_else(root: Path) -> None:
 
 def test_what_was_never_staged_is_a_problem_and_changes_nothing(root: Path) -> None:
     make_tree(root, {b"p": b"old"})
-    problems = carry_out(root, {b"p": file(b"new", seen=version(9)), b"q": file(b"new")})
+    problems = carry_out_at(root, {b"p": file(b"new", seen=version(9)), b"q": file(b"new")})
     assert sorted(problem.path for problem in problems) == [b"p", b"q"]
     assert {path: seen.data for path, seen in snapshot(root).items()} == {b"p": b"old"}
 
@@ -475,7 +467,7 @@ def test_what_was_never_staged_is_a_problem_and_changes_nothing(root: Path) -> N
 def test_a_path_stays_when_its_conflict_copy_cannot_be_made(root: Path) -> None:
     make_tree(root, {b"p": b"loser"})
     wanted = {b"p": file(b"winner", seen=version(9)), b"copy": file(b"loser")}
-    problems = carry_out(
+    problems = carry_out_at(
         root,
         wanted,
         b"winner",
@@ -494,7 +486,7 @@ def test_a_conflict_copy_is_made_before_what_displaces_it(
     seen: list[set[bytes]] = []
     before_rename(monkeypatch, EXCHANGE, lambda: seen.append(set(snapshot(root))))
     wanted = {b"a": file(b"winner", seen=version(9)), b"z copy": file(b"loser")}
-    assert carry_out(root, wanted, b"winner", b"loser", after={b"a": (b"z copy",)}) == []
+    assert carry_out_at(root, wanted, b"winner", b"loser", after={b"a": (b"z copy",)}) == []
     assert seen == [{b"a", b"z copy"}]
     assert snapshot(root)[b"z copy"].data == b"loser"
 
@@ -557,7 +549,7 @@ def test_what_changes_as_it_is_replaced_or_deleted_is_put_back(
             before_plain_rename(patch, b"p", race)
         else:
             before_rename(patch, CREATE if wanted == "delete" else EXCHANGE, race)
-        problems = carry_out(root, {b"p": WANTED[wanted]}, b"new")
+        problems = carry_out_at(root, {b"p": WANTED[wanted]}, b"new")
 
     assert [problem.path for problem in problems] == [b"p"]
     assert [snapshot(root)] == after_change
@@ -574,7 +566,7 @@ def test_what_appears_in_a_folder_as_it_is_replaced_is_put_back(
             before_plain_rename(patch, b"p", lambda: make_tree(root, {b"p/f": b"mine"}))
         else:
             before_rename(patch, EXCHANGE, lambda: make_tree(root, {b"p/f": b"mine"}))
-        problems = carry_out(root, {b"p": file(b"new", seen=version(9))}, b"new")
+        problems = carry_out_at(root, {b"p": file(b"new", seen=version(9))}, b"new")
     assert [problem.path for problem in problems] == [b"p"]
     assert contents_of([root]) == {b"mine"}
 
@@ -582,7 +574,7 @@ def test_what_appears_in_a_folder_as_it_is_replaced_is_put_back(
 def test_what_vanishes_as_it_is_replaced_stays_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tree(root, {b"p": b"old"})
     before_rename(monkeypatch, EXCHANGE, lambda: deleted(root))
-    problems = carry_out(root, {b"p": file(b"new", seen=version(9))}, b"new")
+    problems = carry_out_at(root, {b"p": file(b"new", seen=version(9))}, b"new")
     assert [problem.path for problem in problems] == [b"p"]
     assert snapshot(root) == {}
 
@@ -600,7 +592,7 @@ def test_what_changes_in_a_read_only_folder_is_put_back(
         lambda: write(os.fsencode(root / "d" / "p"), b"edited"),
     )
     try:
-        problems = carry_out(root, {b"d/p": WANTED[wanted]}, b"new")
+        problems = carry_out_at(root, {b"d/p": WANTED[wanted]}, b"new")
     finally:
         mode = stat.S_IMODE(os.stat(root / "d").st_mode)
         os.chmod(root / "d", 0o755)
@@ -625,7 +617,7 @@ def test_an_edit_just_before_a_touch_is_found_by_the_next_scan(
     real = os.utime
     with monkeypatch.context() as patch:
         patch.setattr(os, "utime", utime)
-        carry_out(root, {b"p": file(b"old", mtime_ns=NEW_NS, seen=version(9))})
+        carry_out_at(root, {b"p": file(b"old", mtime_ns=NEW_NS, seen=version(9))})
     assert not pending
     assert scanned(root)[b"p"].digest == digest(b"OLD")
 
@@ -670,7 +662,7 @@ def test_no_way_leads_through_a_symlink(root: Path, outside: Path, case: str, sw
         (root / swapped).symlink_to(outside if swapped == "d" else outside / "e")
 
     path, wanted = SWAPPED[case]
-    problems = carry_out(root, {path: wanted}, b"new", meanwhile=swap)
+    problems = carry_out_at(root, {path: wanted}, b"new", meanwhile=swap)
     assert [problem.path for problem in problems] == [path]
     assert snapshot(outside) == before
 
@@ -688,7 +680,7 @@ def test_a_folder_that_was_moved_out_of_the_replica_is_not_followed(
         (root / "d").rename(moved)
         before.append(snapshot(moved))
 
-    problems = carry_out(root, {path: wanted}, b"new", meanwhile=move)
+    problems = carry_out_at(root, {path: wanted}, b"new", meanwhile=move)
     assert [snapshot(moved)] == before
     assert [problem.path for problem in problems] == [path]
 
@@ -697,7 +689,7 @@ def test_a_link_to_outside_is_replaced_itself(root: Path, outside: Path) -> None
     make_tree(root, {b"l": Link(os.fsencode(outside)), b"m": Link(os.fsencode(outside / "e" / "f"))})
     before = snapshot(outside)
     wanted = {b"l": tombstone(version(9)), b"m": file(b"new", 0o600, seen=version(9))}
-    assert carry_out(root, wanted, b"new") == []
+    assert carry_out_at(root, wanted, b"new") == []
     assert snapshot(outside) == before
     assert contents_of([root]) == {b"new"}
 
@@ -720,7 +712,7 @@ def test_a_read_only_folder_is_written_to_and_stays_read_only(root: Path) -> Non
         b"d/folder": tombstone(version(9)),
     }
     try:
-        problems = carry_out(root, wanted, b"new")
+        problems = carry_out_at(root, wanted, b"new")
         found = snapshot(root)
     finally:
         os.chmod(root / "d", 0o755)
@@ -735,7 +727,7 @@ def test_a_read_only_folder_is_written_to_and_stays_read_only(root: Path) -> Non
 def test_a_read_only_folder_is_replaced_by_a_file(root: Path) -> None:
     make_tree(root, {b"d": None})
     os.chmod(root / "d", 0o555)
-    assert carry_out(root, {b"d": file(b"new", seen=version(9))}, b"new") == []
+    assert carry_out_at(root, {b"d": file(b"new", seen=version(9))}, b"new") == []
     assert contents_of([root]) == {b"new"}
 
 
@@ -745,13 +737,90 @@ def test_a_new_read_only_folder_gets_its_children_and_then_its_mode(root: Path) 
         b"d/e": directory(0o500, NEW_NS),
         b"d/e/f": file(b"new", 0o444),
     }
-    assert carry_out(root, wanted, b"new") == []
+    assert carry_out_at(root, wanted, b"new") == []
     found = snapshot(root)
     times = [os.stat(root / name).st_mtime_ns for name in ("d", "d/e")]
     (root / "d" / "e").chmod(0o755)
     (root / "d").chmod(0o755)
     assert [found[path].mode for path in wanted] == [0o555, 0o500, 0o444]
     assert times == [NEW_NS, NEW_NS]
+
+
+# -- folders that arrive whole
+
+
+def test_a_new_folder_arrives_whole_with_one_rename(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {
+        b"d": directory(0o750, NEW_NS),
+        b"d/e": directory(0o700, NEW_NS),
+        b"d/e/f": file(b"new", 0o640, NEW_NS),
+        b"d/l": symlink(b"x", NEW_NS),
+    }
+    renamed: list[bytes] = []
+
+    def rename(source: bytes, source_fd: int, target: bytes, target_fd: int, flags: int) -> None:
+        renamed.append(target)
+        real(source, source_fd, target, target_fd, flags)
+
+    real = disk._rename
+    monkeypatch.setattr(disk, "_rename", rename)
+    assert carry_out_at(root, wanted, b"new") == []
+    assert renamed == [b"d"]
+    found = snapshot(root)
+    assert {path: (seen.mode, seen.data) for path, seen in found.items()} == {
+        b"d": (0o750, b""),
+        b"d/e": (0o700, b""),
+        b"d/e/f": (0o640, b"new"),
+        b"d/l": (0, b"x"),
+    }
+    assert {os.lstat(root / os.fsdecode(path)).st_mtime_ns for path in wanted} == {NEW_NS}
+    assert nothing_left_to_find(root)
+
+
+def test_a_new_folder_arrives_without_what_did_not_come(root: Path) -> None:
+    wanted = {b"d": directory(), b"d/f": file(b"new"), b"d/g": file(b"lost"), b"d/h": file(b"new")}
+    problems = carry_out_at(root, wanted, b"new")
+    assert [problem.path for problem in problems] == [b"d/g"]
+    assert set(snapshot(root)) == {b"d", b"d/f", b"d/h"}
+    assert in_manifest(root, b"d/f", b"d/g") == [wanted[b"d/f"], None]
+
+
+@pytest.mark.usefixtures("any_system")
+def test_a_folder_with_all_that_is_in_it_takes_the_place_of_a_file(root: Path) -> None:
+    make_tree(root, {b"p": b"old"})
+    wanted = {b"p": directory(0o555, NEW_NS, version(9)), b"p/d": directory(), b"p/d/f": file(b"new")}
+    assert carry_out_at(root, wanted, b"new") == []
+    assert os.stat(root / "p").st_mtime_ns == NEW_NS
+    assert snapshot(root)[b"p"].mode == 0o555
+    os.chmod(root / "p", 0o755)
+    assert contents_of([root]) == {b"new"}
+    assert history(root) == [b"old"]
+
+
+@pytest.mark.usefixtures("any_system")
+def test_a_folder_that_cannot_take_the_place_of_a_file_leaves_it(root: Path) -> None:
+    make_tree(root, {b"p": b"old"})
+    wanted = {b"p": directory(seen=version(9)), b"p/f": file(b"new")}
+    problems = carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"p": b"mine"}, NEW_NS))
+    assert {problem.path for problem in problems} == {b"p", b"p/f"}
+    assert contents_of([root]) == {b"mine"}
+
+
+def test_a_folder_that_is_there_already_takes_in_what_is_new(root: Path) -> None:
+    wanted = {
+        b"d": directory(0o500, NEW_NS),
+        b"d/e": directory(0o500),
+        b"d/e/f": file(b"new"),
+        b"d/g": file(b"new"),
+    }
+    there: Tree = {b"d/e/mine": b"mine"}
+    assert carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, there)) == []
+    found = snapshot(root)
+    assert os.stat(root / "d").st_mtime_ns == NEW_NS
+    for path in (b"d", b"d/e"):
+        assert found[path].mode == 0o500
+        os.chmod(os.path.join(os.fsencode(root), path), 0o755)
+    assert set(found) == {b"d", b"d/e", b"d/e/f", b"d/e/mine", b"d/g"}
 
 
 # -- disks that are full
@@ -794,10 +863,10 @@ def test_a_full_disk_in_the_middle_of_apply_is_a_problem_for_each_path(
             for name in ("mkdir", "symlink"):
                 patch.setattr(os, name, full)
 
-        problems = carry_out(root, wanted, b"new", meanwhile=fill_up)
+        problems = carry_out_at(root, wanted, b"new", meanwhile=fill_up)
     assert {problem.path for problem in problems} == {b"d", b"l", b"f"}
     assert contents_of([root]) == {b"old"}
-    assert carry_out(root, wanted, b"new") == []
+    assert carry_out_at(root, wanted, b"new") == []
 
 
 # -- the order that makes a power cut harmless (I8)
@@ -811,13 +880,12 @@ def test_contents_are_on_disk_before_renames_and_renames_before_the_manifest(
     with opened(root) as replica:
         replica.scan(keep=True)
         known = entries(replica)
-        stage(replica, b"new")
-        for module in ("p2psync.local", "p2psync.store"):
+        for module in ("p2psync.local", "p2psync.disk"):
             monkeypatch.setattr(f"{module}.sync_file_system", lambda fd: steps.append("sync"))
         before_rename(monkeypatch, EXCHANGE, lambda: steps.append("rename"))
         replica._manifest._db.set_trace_callback(lambda sql: steps.append(sql.partition(" ")[0]))
         wanted = file(b"new", seen=version(9))
-        assert sum(applied.done for applied in replica.apply([Transition(b"f", known[b"f"], wanted)])) == 1
+        assert carry_out(replica, [Transition(b"f", known[b"f"], wanted)], b"new") == (1, [])
     assert [step for step in steps if step in ("sync", "rename", "COMMIT")] == [
         "sync",
         "rename",
@@ -840,7 +908,7 @@ def test_an_edit_the_moment_a_file_appears_is_found_by_the_next_scan(
     real = disk._rename
     with monkeypatch.context() as patch:
         patch.setattr(disk, "_rename", rename)
-        assert carry_out(root, {b"f": file(b"new", mtime_ns=mtime_ns)}, b"new") == []
+        assert carry_out_at(root, {b"f": file(b"new", mtime_ns=mtime_ns)}, b"new") == []
     assert scanned(root)[b"f"].digest == digest(b"NEW")
 
 
@@ -849,7 +917,7 @@ def test_a_file_just_modified_elsewhere_is_looked_at_again(
 ) -> None:
     """Its stat is not trusted before it is two seconds old, wherever it was written."""
     assert (
-        carry_out(root, {b"f": file(b"new", mtime_ns=time.time_ns()), b"g": file(b"old")}, b"new", b"old")
+        carry_out_at(root, {b"f": file(b"new", mtime_ns=time.time_ns()), b"g": file(b"old")}, b"new", b"old")
         == []
     )
     with opened(root) as replica:

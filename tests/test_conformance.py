@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import PIECE_BYTES, Content, Identity, Mark, More, Name, Piece, Replica
@@ -17,17 +19,18 @@ from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica, ReplicaError
 from p2psync.local import LocalReplica
 from p2psync.peer import Address
-from p2psync.remote import connect_local, connect_ssh
 from p2psync.run import open_replica
 from tests.sshd import Sshd
 from tests.support import (
     OLD_NS,
     Link,
+    carry_out,
     digest,
     directory,
     do_not_wait_for_disk,
     entries,
     file,
+    give,
     history,
     make_tree,
     new_replica,
@@ -86,8 +89,9 @@ def pieces(replica: Replica, *digests: Digest) -> list[Piece]:
     return [piece for batch in replica.read(digests) for piece in batch]
 
 
-def apply(replica: Replica, *transitions: Transition) -> tuple[int, list[Problem]]:
-    outcomes = list(replica.apply(transitions))
+def outcome(replica: Replica) -> tuple[int, list[Problem]]:
+    """Have what was prepared carried out; return how much was, and the problems."""
+    outcomes = list(replica.apply())
     return sum(o.done for o in outcomes), [problem for o in outcomes for problem in o.problems]
 
 
@@ -95,8 +99,9 @@ def content(data: bytes) -> Content:
     return Content(digest(data), len(data))
 
 
-def give(replica: Replica, *contents: bytes) -> None:
-    replica.stage([Piece(digest(data), data, More.LAST)] for data in contents)
+def waiting(replica: Replica, **wanted: bytes) -> list[Content]:
+    """Have `replica` prepare new files with these contents; return those that it lacks."""
+    return replica.prepare([Transition(name.encode(), None, file(data)) for name, data in wanted.items()])
 
 
 # -- identity and lock
@@ -257,7 +262,7 @@ def test_a_problem_is_told_with_its_path(root: Path, connect: Connect) -> None:
     make_tree(root, {b"f": b"1"})
     with connect(root) as replica:
         replica.scan(keep=True)
-        done, problems = apply(replica, Transition(b"f", None, file(b"2", seen=version(9))))
+        done, problems = carry_out(replica, [Transition(b"f", None, file(b"2", seen=version(9)))])
         assert (done, [problem.path for problem in problems]) == (0, [b"f"])
 
 
@@ -319,9 +324,7 @@ def test_a_text_that_was_edited_since_is_not_held_any_more(root: Path, connect: 
 def test_a_text_is_kept_when_the_file_has_become_another(root: Path, connect: Connect) -> None:
     with connect(root) as replica:
         replica.scan(keep=True)
-        assert replica.missing([content(b"base\n")]) == [content(b"base\n")]
-        give(replica, b"base\n")
-        assert apply(replica, Transition(b"f", None, file(b"base\n"))) == (1, [])
+        assert carry_out(replica, [Transition(b"f", None, file(b"base\n"))], b"base\n") == (1, [])
         make_tree(root, {b"f": b"edit\n"})
         replica.scan(keep=True)
         assert replica.texts([digest(b"base\n"), digest(b"edit\n")]) == [b"base\n", b"edit\n"]
@@ -332,16 +335,9 @@ def test_what_is_held_is_staged_and_only_the_rest_is_missing(root: Path, connect
     make_tree(root, {b"f": b"held", b"empty": b""})
     with connect(root) as replica:
         replica.scan(keep=True)
-        wanted = [content(b"new"), content(b"held"), content(b"")]
-        assert replica.missing(wanted) == [content(b"new")]
+        assert waiting(replica, moved=b"held", other=b"new", nothing=b"") == [content(b"new")]
         give(replica, b"new")
-        assert replica.missing(wanted) == []
-        transitions = [
-            Transition(b"moved", None, file(b"held")),
-            Transition(b"other", None, file(b"new")),
-            Transition(b"nothing", None, file(b"")),
-        ]
-        assert apply(replica, *transitions) == (3, [])
+        assert outcome(replica) == (3, [])
     assert {path: seen.data for path, seen in snapshot(root).items()} == {
         b"f": b"held",
         b"moved": b"held",
@@ -357,7 +353,7 @@ def test_what_is_held_no_more_is_missing(root: Path, connect: Connect) -> None:
     with connect(root) as replica:
         replica.scan(keep=True)
         make_tree(root, {b"f": b"edit"})
-        assert replica.missing([content(b"held")]) == [content(b"held")]
+        assert waiting(replica, g=b"held") == [content(b"held")]
 
 
 LYING: dict[str, Iterable[list[Piece]]] = {
@@ -373,24 +369,24 @@ LYING: dict[str, Iterable[list[Piece]]] = {
 @here_and_in_a_fork
 @pytest.mark.parametrize("lie", LYING)
 def test_what_is_not_what_was_asked_for_is_dropped(root: Path, connect: Connect, lie: str) -> None:
-    wanted = [content(b"wanted")]
     with connect(root) as replica:
         replica.scan(keep=True)
-        assert replica.missing(wanted) == wanted
+        assert waiting(replica, f=b"wanted") == [content(b"wanted")]
         replica.stage(LYING[lie])
         assert staged(root) == []
-        assert replica.missing(wanted) == wanted
-        assert len(apply(replica, Transition(b"f", None, file(b"wanted")))[1]) == 1
+        assert len(outcome(replica)[1]) == 1
+        assert waiting(replica, f=b"wanted") == [content(b"wanted")]
+        replica.stage(LYING[lie])
         give(replica, b"wanted")
-        assert apply(replica, Transition(b"f", None, file(b"wanted"))) == (1, [])
+        assert outcome(replica) == (1, [])
 
 
 @here_and_in_a_fork
 def test_no_more_is_taken_in_than_was_announced(root: Path, connect: Connect) -> None:
-    announced = [Content(digest(b"wanted"), 3)]
+    announced = msgspec.structs.replace(file(b"wanted"), size=3)
     with connect(root) as replica:
         replica.scan(keep=True)
-        assert replica.missing(announced) == announced
+        assert replica.prepare([Transition(b"f", None, announced)]) == [Content(digest(b"wanted"), 3)]
         replica.stage(
             [[Piece(digest(b"wanted"), b"wan", More.MORE), Piece(digest(b"wanted"), b"ted", More.LAST)]]
         )
@@ -402,10 +398,10 @@ def test_a_large_content_is_staged_from_its_pieces(root: Path, connect: Connect)
     data = os.urandom(PIECE_BYTES) + b"end"
     with connect(root) as replica:
         replica.scan(keep=True)
-        assert replica.missing([content(data)]) == [content(data)]
+        assert waiting(replica, f=data) == [content(data)]
         first, last = Piece(digest(data), data[:-3], More.MORE), Piece(digest(data), b"end", More.LAST)
         replica.stage(iter([[first], [last]]))
-        assert apply(replica, Transition(b"f", None, file(data))) == (1, [])
+        assert outcome(replica) == (1, [])
     assert snapshot(root)[b"f"].data == data
 
 
@@ -428,9 +424,8 @@ def test_transitions_are_carried_out_and_known_from_then_on(root: Path, connect:
             b"deleted/f": tombstone(version(9)),
             b"edited": file(b"new", seen=version(9)),
         }
-        replica.missing([content(b"new")])
-        give(replica, b"new")
-        done, problems = apply(replica, *(Transition(path, known.get(path), wanted[path]) for path in wanted))
+        transitions = [Transition(path, known.get(path), wanted[path]) for path in wanted]
+        done, problems = carry_out(replica, transitions, b"new")
         assert (done, [problem.path for problem in problems]) == (6, [b"edited"])
         assert entries(replica, then) == {path: entry for path, entry in wanted.items() if path != b"edited"}
         assert replica.newest() > then
@@ -445,7 +440,8 @@ def test_transitions_are_carried_out_and_known_from_then_on(root: Path, connect:
 def test_no_transitions_are_no_change(root: Path, connect: Connect) -> None:
     with connect(root) as replica:
         replica.scan(keep=True)
-        assert apply(replica) == (0, [])
+        assert carry_out(replica, []) == (0, [])
+        assert outcome(replica) == (0, [])
         assert replica.newest() == 0
 
 
@@ -455,7 +451,7 @@ def test_thousands_of_transitions_are_all_accounted_for(root: Path, connect: Con
         replica.scan(keep=True)
         transitions = [Transition(b"%d" % n, None, symlink(b"x")) for n in range(2500)]
         make_tree(root, {b"1234": b"in the way"})
-        done, problems = apply(replica, *transitions)
+        done, problems = carry_out(replica, transitions)
     assert (done, [problem.path for problem in problems]) == (2499, [b"1234"])
     assert len(snapshot(root)) == 2500
 
@@ -480,7 +476,7 @@ def test_a_mark_comes_back_as_it_was_given(root: Path, connect: Connect) -> None
 def test_after_an_acknowledgement_nothing_is_left_in_the_stage(root: Path, connect: Connect) -> None:
     with connect(root) as replica:
         replica.scan(keep=True)
-        replica.missing([content(b"new")])
+        waiting(replica, f=b"new")
         give(replica, b"new")
         assert staged(root) != []
         replica.acknowledge(Identity(ReplicaId(77), "peer", 5), Mark(5, 1, b""))

@@ -29,7 +29,7 @@ from tests.cli_support import (
 PROMPT = 3.0
 """Seconds within which an interrupted run has to be over; one of them should do, on an idle machine."""
 
-FILES = 2000
+FILES = 3000
 
 Replicas = tuple[Path, Path]
 
@@ -39,9 +39,7 @@ def replicas(tmp_path: Path) -> Replicas:
     """Two replicas with a run of a second or so between them."""
     here, there = replica(tmp_path / "here"), replica(tmp_path / "there")
     for number in range(FILES):
-        if number % 100 == 0:
-            (here / str(number // 100)).mkdir()
-        (here / str(number // 100) / str(number)).write_bytes(b"%d\n" % number * 50)
+        (here / str(number)).write_bytes(b"%d\n" % number * 50)
     return here, there
 
 
@@ -88,7 +86,7 @@ def staged(root: Path) -> bool:
 
 
 def applied(root: Path) -> bool:
-    return any(names(root / "0"))
+    return len(names(root)) > 1
 
 
 def replaced(root: Path) -> bool:
@@ -127,7 +125,7 @@ def test_a_run_interrupted_while_it_replaces_and_deletes_is_carried_on(
     here, there = replicas
     bring_in_step(here, there)
     for number in range(FILES):
-        path = here / str(number // 100) / str(number)
+        path = here / str(number)
         path.unlink() if number % 2 else path.write_bytes(b"edited %d\n" % number)
     before = snapshot(here)
     run = start(here, "sync", there)

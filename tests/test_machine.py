@@ -202,7 +202,7 @@ _END = _End()
 for _name in ("changes", "read", "apply"):
     setattr(Mortal, _name, mortal_stream(getattr(LocalReplica, _name)))
 for _name in (
-    *("scan", "lookup", "bases", "texts", "missing", "stage", "stamp", "use_stamp"),
+    *("scan", "lookup", "bases", "texts", "prepare", "stage", "stamp", "use_stamp"),
     *("newest", "mark", "acknowledge"),
 ):
     setattr(Mortal, _name, mortal(getattr(LocalReplica, _name)))

@@ -23,6 +23,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
+from p2psync.calls import (
+    CALL,
+    END,
+    VALUE,
+    Acknowledge,
+    Apply,
+    Bases,
+    Changes,
+    GetMark,
+    Lookup,
+    Newest,
+    Prepare,
+    Read,
+    Scan,
+    Stage,
+    Texts,
+)
+from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import (
     Applied,
@@ -47,29 +65,8 @@ from p2psync.errors import (
     Unreachable,
 )
 from p2psync.peer import Address, AddressError, parse_address
-from p2psync.remote import (
-    CALL,
-    END,
-    VALUE,
-    Acknowledge,
-    Apply,
-    Bases,
-    Changes,
-    GetMark,
-    Lookup,
-    Missing,
-    Newest,
-    Opener,
-    Read,
-    RemoteReplica,
-    Scan,
-    Stage,
-    Texts,
-    connect_local,
-    connect_ssh,
-    serve,
-    serve_stdio,
-)
+from p2psync.remote import RemoteReplica
+from p2psync.serve import Opener, serve, serve_stdio
 from p2psync.wire import MAX_FRAME, PROTOCOL, Connection
 from tests.sshd import Sshd
 
@@ -100,6 +97,7 @@ class Fake:
         self.marks: dict[ReplicaId, Mark] = {}
         self.held = dict(HELD)
         self.tree = dict(TREE)
+        self.prepared: Sequence[Transition] = ()
 
     def scan(self, keep: bool) -> Scanned:
         return SCANNED if keep else REPLACE(SCANNED, problems=[])
@@ -121,8 +119,10 @@ class Fake:
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         return [self.held.get(digest) for digest in digests]
 
-    def missing(self, wanted: Sequence[Content]) -> list[Content]:
-        return [content for content in wanted if content.digest not in self.held]
+    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+        self.prepared = transitions
+        wanted = (step.wanted for step in transitions)
+        return [Content(entry.digest, entry.size) for entry in wanted if entry.digest not in self.held]
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         for wanted in digests:
@@ -133,8 +133,8 @@ class Fake:
         for piece in (piece for batch in batches for piece in batch):
             self.held[piece.digest] = piece.data
 
-    def apply(self, transitions: Sequence[Transition]) -> Iterator[Applied]:
-        for transition in transitions:
+    def apply(self) -> Iterator[Applied]:
+        for transition in self.prepared:
             held = transition.wanted.digest in self.held
             if held:
                 self.tree[transition.path] = transition.wanted
@@ -173,6 +173,10 @@ Connect = Callable[..., RemoteReplica]
 
 # -- the Replica protocol
 
+STEPS = [
+    Transition(b"a", file(b"one"), file(b"two"), (b"d/b",)),
+    Transition(b"n", None, file(b"none")),
+]
 CALLS: dict[str, Callable[[Any], Any]] = {
     "identity": lambda side: side.identity,
     "scan": lambda side: side.scan(True),
@@ -183,7 +187,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "lookup": lambda side: side.lookup([Name(b"a", False), Name(b"none", True)]),
     "bases": lambda side: side.bases([b"a", b"none"]),
     "texts": lambda side: side.texts([digest(b"one"), digest(b"none")]),
-    "missing": lambda side: side.missing([Content(digest(b"one"), 3), Content(digest(b"none"), 4)]),
+    "prepare": lambda side: side.prepare(STEPS),
     "read": lambda side: list(side.read([*HELD, digest(b"none")])),
     "newest": lambda side: side.newest(),
     "acknowledge": lambda side: (side.acknowledge(side.identity, MARK), side.mark(side.identity.replica)),
@@ -192,24 +196,18 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         side.texts([digest(b"new")]),
     ),
     "apply": lambda side: (
-        list(
-            side.apply(
-                [
-                    Transition(b"a", file(b"one"), file(b"two"), (b"d/b",)),
-                    Transition(b"n", None, file(b"none")),
-                ]
-            )
-        ),
+        side.prepare(STEPS),
+        list(side.apply()),
         side.lookup([Name(b"a", False), Name(b"n", False)]),
     ),
     "nothing": lambda side: (
         side.lookup([]),
         side.bases([]),
         side.texts([]),
-        side.missing([]),
+        side.prepare([]),
         list(side.read([])),
         side.stage([]),
-        list(side.apply([])),
+        list(side.apply()),
     ),
 }
 
@@ -255,14 +253,16 @@ def test_trees_whose_paths_fill_many_frames_travel(connect: Connect) -> None:
     remote = connect(changes=changes)
     assert remote.lookup(names).entries == [None] * len(names)
     assert [change.path for batch in remote.changes(0) for change in batch] == [name.path for name in names]
-    assert sum(applied.done for applied in remote.apply(transitions)) == len(names)
+    remote.prepare(transitions)
+    assert sum(applied.done for applied in remote.apply()) == len(names)
     assert remote.bases([names[0].path]) == [[TREE[b"a"]] * 2]
 
 
 def test_more_contents_than_fit_a_frame_are_asked_for(connect: Connect) -> None:
-    digests = [digest(b"%d" % number) for number in range(30_000)]
+    transitions = [Transition(b"%d" % number, None, file(b"%d" % number)) for number in range(30_000)]
+    digests = [transition.wanted.digest for transition in transitions]
     remote = connect()
-    assert len(remote.missing([Content(wanted, 1) for wanted in digests])) == len(digests)
+    assert [content.digest for content in remote.prepare(transitions)] == digests
     gone = [piece.digest for batch in remote.read(digests) for piece in batch if piece.more is More.GONE]
     assert gone == digests
 
@@ -437,6 +437,8 @@ LIES: dict[str, tuple[str, Any]] = {
     "a base that cannot be": ("bases", [[BAD_FILE], []]),
     "a base list without end": ("bases", [[TREE[b"a"]] * 10_000, []]),
     "too few texts": ("texts", []),
+    "contents that nothing takes": ("prepare", [Content(digest(b"other"), 5)]),
+    "contents of another size": ("prepare", [Content(digest(b"none"), 5)]),
     "contents nobody asked for": ("read", [[PIECE._replace(digest=digest(b"x"))]]),
     "a piece that is none": ("read", [[(b"x", b"y", 9)]]),
     "a problem with another path": ("apply", [Applied(0, [Problem(b"z", "")])]),
@@ -534,13 +536,13 @@ class Untouched(Fake):
     """A replica that must not hear of any of this."""
 
     def __getattribute__(self, name: str) -> object:
-        if name in ("stage", "apply"):  # these see the call, but nothing of what it brings
+        if name in ("stage", "prepare"):  # these see the call, but nothing of what it brings
             return list
         assert name.startswith("__") or name in ("identity", "close", "marks", "held", "tree"), name
         return super().__getattribute__(name)
 
 
-STAGE, APPLY = (CALL, Stage()), (CALL, Apply())
+STAGE, PREPARE = (CALL, Stage()), (CALL, Prepare())
 ATTACKS: dict[str, Any] = {
     "a path outside": Bases([b"../x"]),
     "the sidecar": Lookup([Name(b".p2psync/manifest.db", False)]),
@@ -549,8 +551,6 @@ ATTACKS: dict[str, Any] = {
     "a replica that no manifest can hold": GetMark(ReplicaId(2**63)),
     "a short digest": Read([Digest(b"x")]),
     "a digest that is a path": Texts([Digest(b"../../etc/passwd")[:15]]),  # type: ignore[list-item]
-    "a negative size": Missing([Content(digest(b"x"), -1)]),
-    "a content with a short digest": Missing([Content(Digest(b"x"), 1)]),
     "questions without end": Bases([b"a"] * 20_000),
     "a mark with a path outside": Acknowledge(Identity(ReplicaId(1), "n", 1), Mark(1, 1, b"", [b".."])),
     "a mark of nobody": Acknowledge(Identity(ReplicaId(-1), "n", 1), MARK),
@@ -561,16 +561,18 @@ ATTACKS: dict[str, Any] = {
     "a value where a call is due": Frames([(VALUE, Newest())]),
     "pieces that are none": Frames([STAGE, (VALUE, [1])]),
     "a call among pieces": Frames([STAGE, (CALL, Newest())]),
-    "a transition outside": Frames([APPLY, (VALUE, [Transition(b"/x", None, TREE[b"a"])]), (END, None)]),
-    "a transition into the sidecar": Frames([APPLY, (VALUE, [Transition(b".P2Psync/x", None, TREE[b"a"])])]),
+    "a transition outside": Frames([PREPARE, (VALUE, [Transition(b"/x", None, TREE[b"a"])]), (END, None)]),
+    "a transition into the sidecar": Frames(
+        [PREPARE, (VALUE, [Transition(b".P2Psync/x", None, TREE[b"a"])])]
+    ),
     "a transition that waits for one outside": Frames(
         [
-            APPLY,
+            PREPARE,
             (VALUE, [Transition(b"x", None, TREE[b"a"], (b"..",))]),
         ]
     ),
-    "a transition to what cannot be": Frames([APPLY, (VALUE, [Transition(b"x", None, BAD_FILE)])]),
-    "a transition from what cannot be": Frames([APPLY, (VALUE, [Transition(b"x", BAD_FILE, TREE[b"a"])])]),
+    "a transition to what cannot be": Frames([PREPARE, (VALUE, [Transition(b"x", None, BAD_FILE)])]),
+    "a transition from what cannot be": Frames([PREPARE, (VALUE, [Transition(b"x", BAD_FILE, TREE[b"a"])])]),
 }
 
 
@@ -584,18 +586,21 @@ def test_a_near_end_that_asks_for_what_it_must_not_is_told_so(attack: object) ->
 
 def test_a_near_end_that_hangs_up_anywhere_does_no_harm() -> None:
     data = session(
-        Scan(True), Frames([APPLY, (VALUE, [Transition(b"a", None, TREE[b"a"])]), (END, None)]), Newest()
+        Scan(True),
+        Frames([PREPARE, (VALUE, [Transition(b"a", None, TREE[b"a"])]), (END, None)]),
+        Apply(),
+        Newest(),
     )
     opened = len(session())
     for end in range(opened, len(data)):
         assert not failures(answers_to(data[:end]))
 
 
-def test_transitions_are_carried_out_only_when_all_have_come() -> None:
-    data = session(Frames([APPLY, (VALUE, [Transition(b"new", None, TREE[b"a"])])]))
+def test_transitions_count_only_when_all_have_come() -> None:
+    data = session(Frames([PREPARE, (VALUE, [Transition(b"new", None, TREE[b"a"])])]))
     replica = Fake()
     answers_to(data, replica)
-    assert b"new" not in replica.tree
+    assert not replica.prepared
 
 
 GOOD_SESSION = session(
@@ -605,10 +610,10 @@ GOOD_SESSION = session(
     Lookup([Name(b"a", False)]),
     Bases([b"a"]),
     Texts([digest(b"one")]),
-    Missing([Content(digest(b"one"), 3)]),
     Read([digest(b"one")]),
+    Frames([PREPARE, (VALUE, [Transition(b"a", None, TREE[b"a"])]), (END, None)]),
     Frames([STAGE, (VALUE, [PIECE]), (END, None)]),
-    Frames([APPLY, (VALUE, [Transition(b"a", None, TREE[b"a"])]), (END, None)]),
+    Apply(),
     Acknowledge(Identity(ReplicaId(1), "n", 1), MARK),
     Newest(),
 )

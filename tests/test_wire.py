@@ -20,13 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
+from p2psync.calls import CALL, END, ERROR, VALUE, Apply, Prepare, Scan, Stage
 from p2psync.core.model import Digest, Entry, Kind, Transition
 from p2psync.core.paths import MAX_PATH, is_reserved
-from p2psync.core.replica import Change, Content, Found, Identity, Mark, More, Piece
+from p2psync.core.replica import Change, Found, Identity, Mark, More, Piece
 from p2psync.core.vector import NOTHING, ReplicaId, Version
 from p2psync.errors import PeerError, ProtocolError, Unreachable
 from p2psync.local import LocalReplica, init
-from p2psync.remote import CALL, END, ERROR, VALUE, Apply, Missing, Scan, Stage, serve
+from p2psync.serve import serve
 from p2psync.wire import MAX_FRAME, PROTOCOL, Connection, check_entry, check_path, plain
 
 if sys.version_info >= (3, 14):
@@ -462,9 +463,9 @@ def attack(*transitions: Transition) -> bytes:
     """What a near end sends to stage `pwned` and to have transitions carried out."""
     frames: list[tuple[bytes, object]] = [
         (CALL, Scan(True)),
-        (CALL, Missing([Content(STAGED.digest, STAGED.size)])),
+        *((CALL, Prepare()), (VALUE, list(transitions)), (END, None)),
         *((CALL, Stage()), (VALUE, [Piece(STAGED.digest, b"pwned", More.LAST)]), (END, None)),
-        *((CALL, Apply()), (VALUE, list(transitions)), (END, None)),
+        (CALL, Apply()),
     ]
     with tempfile.TemporaryFile() as target:
         connection = Connection(os.open(os.devnull, os.O_RDONLY), os.dup(target.fileno()), "far")
@@ -499,7 +500,7 @@ def answers(root: Path, data: bytes) -> list[tuple[bytes, Any]]:
 def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("p2psync.local.sync_file_system", lambda fd: None)
-        patch.setattr("p2psync.store.sync_file_system", lambda fd: None)
+        patch.setattr("p2psync.disk.sync_file_system", lambda fd: None)
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import NamedTuple, NewType
+from typing import Annotated, NamedTuple, NewType
 
 import msgspec
 
@@ -147,16 +147,25 @@ def action_of(transition: Transition) -> Action:
     return Action.NOTHING
 
 
+def makes(transition: Transition) -> bool:
+    """Does it put something at the path that is not there yet, rather than change or remove what is?"""
+    expected, wanted = transition.expected, transition.wanted
+    return wanted.alive and not (expected is not None and expected.same_bytes(wanted))
+
+
 def needs_content(transition: Transition) -> bool:
     """Does it take the contents of a file from the stage?"""
-    expected, wanted = transition.expected, transition.wanted
-    return wanted.kind is Kind.FILE and not (expected is not None and expected.same_bytes(wanted))
+    return transition.wanted.kind is Kind.FILE and makes(transition)
+
+
+ShownPath = Annotated[bytes, msgspec.Meta(max_length=1 << 16)]
+"""A path that is told to people and used for nothing else: it may be one that cannot be synced."""
 
 
 class Problem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Why one path was left alone. Never a reason to stop, and never a deletion."""
 
-    path: bytes
+    path: ShownPath
     why: str
 
 

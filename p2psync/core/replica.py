@@ -12,13 +12,14 @@ from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
 
-from p2psync.core.model import Digest, Entry, Problem, Transition
+from p2psync.core.model import Digest, Entry, Problem, ShownPath, Transition
 from p2psync.core.vector import ReplicaId, Stamp
 
 _Count = msgspec.Meta(ge=0, le=(1 << 63) - 1)
 """What SQLite can hold."""
 Count = Annotated[int, _Count]
 AnyReplica = Annotated[ReplicaId, _Count]
+_Rules = Annotated[bytes, msgspec.Meta(max_length=256)]
 AnyDigest = Annotated[Digest, msgspec.Meta(min_length=16, max_length=16)]
 
 
@@ -37,9 +38,9 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
 
     problems: list[Problem]
     """Paths that could not be read; their entries stay what they were (I6)."""
-    skipped: list[bytes]
+    skipped: list[ShownPath]
     """Sockets, fifos, devices and reserved names met for the first time."""
-    rules: bytes
+    rules: _Rules
     """Fingerprint of all ignore rules in force; empty: there are none."""
 
 
@@ -48,7 +49,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
     epoch: Count
     seq: Count
-    rules: bytes
+    rules: _Rules
     """The rules of both sides at the time: other rules may show other paths."""
     pending: list[bytes] = []
     """Paths that were left behind all the same."""
@@ -145,17 +146,21 @@ class Replica(Protocol):
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """Return contents of at most `MAX_TEXT` bytes, None for those not held here."""
 
-    def missing(self, wanted: Sequence[Content]) -> list[Content]:
-        """Stage all of `wanted` that this replica holds anywhere; return the rest."""
+    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+        """Take note of what is to be done, and stage all of it that this replica holds; return what it lacks.
+
+        Raises:
+            ReplicaError: the stage cannot be written to.
+        """
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """Yield the contents with these digests, in their order, in batches of pieces."""
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
-        """Take in contents, verified; what does not match its digest is dropped (I8)."""
+        """Take in what `prepare` lacked, verified; what does not match its digest is dropped (I8)."""
 
-    def apply(self, transitions: Sequence[Transition]) -> Iterator[Applied]:
-        """Carry out transitions, telling how it goes; when exhausted, all outcomes are durable (I5)."""
+    def apply(self) -> Iterator[Applied]:
+        """Carry out what was prepared, telling how it goes; when exhausted, all outcomes are durable (I5)."""
 
     def newest(self) -> int:
         """Return the sequence number of the newest change; 0: this replica knows nothing yet."""

@@ -1,0 +1,178 @@
+"""What two p2psyncs say to each other: one message for each call of the Replica protocol.
+
+Each call is one tagged frame; its answer is a value, a stream of values, or an error. Owns the messages,
+how much goes into one, and the checks of what they bring, whichever side says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from p2psync import errors
+from p2psync.core.model import Entry, Problem, Transition
+from p2psync.core.replica import AnyDigest, AnyReplica, Change, Content, Count, Identity, Mark, Name
+from p2psync.errors import ProtocolError
+from p2psync.wire import check_path, plain
+
+_T = TypeVar("_T")
+
+BATCH_BYTES = 1 << 20
+"""About as much goes into one frame: far below the limit, far above what a round trip costs."""
+MAX_ITEMS = 1 << 14
+"""More cannot be in such a frame: a list of empty lists takes seventy times its bytes in memory."""
+
+CALL, VALUE, END, ERROR = b"C", b"V", b"E", b"X"
+"""Kinds of frames."""
+
+
+# -- messages
+
+_FEW = msgspec.Meta(max_length=MAX_ITEMS)
+AnyChanges = Annotated[list[Change], _FEW]
+AnyContents = Annotated[list[Content], _FEW]
+AnyTransitions = Annotated[list[Transition], _FEW]
+AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _FEW]
+
+
+class _Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    pass
+
+
+class Scan(_Call, frozen=True):
+    keep: bool
+
+
+class GetMark(_Call, frozen=True):
+    peer: AnyReplica
+
+
+class Changes(_Call, frozen=True):
+    since: Count
+
+
+class Lookup(_Call, frozen=True):
+    names: Annotated[list[Name], _FEW]
+
+
+class Bases(_Call, frozen=True):
+    paths: Annotated[list[bytes], _FEW]
+
+
+class Texts(_Call, frozen=True):
+    digests: Annotated[list[AnyDigest], _FEW]
+
+
+class Prepare(_Call, frozen=True):
+    pass
+
+
+class Read(_Call, frozen=True):
+    digests: Annotated[list[AnyDigest], _FEW]
+
+
+class Stage(_Call, frozen=True):
+    pass
+
+
+class Apply(_Call, frozen=True):
+    pass
+
+
+class Newest(_Call, frozen=True):
+    pass
+
+
+class Acknowledge(_Call, frozen=True):
+    peer: Identity
+    mark: Mark
+
+
+class Close(_Call, frozen=True):
+    pass
+
+
+AnyCall = (
+    Scan
+    | GetMark
+    | Changes
+    | Lookup
+    | Bases
+    | Texts
+    | Prepare
+    | Read
+    | Stage
+    | Apply
+    | Newest
+    | Acknowledge
+    | Close
+)
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """An error, on its way to the other side."""
+
+    kind: str
+    message: str
+
+
+FAILURES = {
+    kind.__name__: kind
+    for kind in (
+        errors.ReplicaError,
+        errors.NotAReplica,
+        errors.Locked,
+        errors.PeerError,
+        errors.ProtocolError,
+    )
+}
+
+
+def batches(items: Sequence[_T], weigh: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """Split `items` into lists of about `BATCH_BYTES`, as `weigh` estimates the frames they make."""
+    batch: list[_T] = []
+    weight = 0
+    for item in items:
+        batch.append(item)
+        weight += weigh(item)
+        if weight >= BATCH_BYTES:
+            yield batch
+            batch, weight = [], 0
+    if batch:
+        yield batch
+
+
+def weight(item: Transition | Change) -> int:
+    """Estimate the bytes of what holds one or two entries."""
+    if isinstance(item, Change):
+        return 100 + len(item.path) + len(item.entry.target) + 16 * len(item.entry.version)
+    entries = [entry for entry in (item.expected, item.wanted) if entry is not None]
+    return len(item.path) + sum(map(len, item.after)) + sum(weight(Change(b"", entry)) for entry in entries)
+
+
+def plain_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems of the other side as they may be shown."""
+    return [Problem(problem.path, plain(problem.why)) for problem in problems]
+
+
+# -- what must be so, whoever says it
+
+
+def check_length(answers: Sequence[object], asked: Sequence[object]) -> None:
+    """Refuse more or fewer answers than questions, with a ProtocolError."""
+    if len(answers) != len(asked):
+        raise ProtocolError(f"the peer gave {len(answers)} answers to {len(asked)} questions")
+
+
+def check_among(answers: Iterable[_T], asked: set[_T]) -> None:
+    """Refuse an answer to what was not asked, with a ProtocolError."""
+    if any(answer not in asked for answer in answers):
+        raise ProtocolError("the peer answered what was not asked")
+
+
+def check_paths(paths: Iterable[bytes]) -> None:
+    """Refuse paths as `wire.check_path` does."""
+    for path in paths:
+        check_path(path)

@@ -1,0 +1,253 @@
+"""The stage: what waits in the sidecar to be put into the tree. Owns `stage/`.
+
+`stage/PATH` is what will be at PATH, verified and with its permissions and times, so that one rename puts
+a file into the tree, and one rename a new directory with all that is in it. What a broken run left there
+is used by the next.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+
+from xxhash import xxh3_128
+
+from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
+from p2psync.core.paths import join, split
+from p2psync.core.replica import Content, More, Piece
+from p2psync.disk import BLOCK, OPEN_DIRECTORY, Root, change_mode, hash_file, lstat, open_file, stat_of
+from p2psync.errors import ProtocolError
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Stage:
+    """What is staged in one sidecar."""
+
+    def __init__(self, sidecar: int) -> None:
+        """Use the folder `stage` of the sidecar directory open as `sidecar`."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("stage", 0o700, dir_fd=sidecar)
+        self._root = Root(os.open("stage", OPEN_DIRECTORY, dir_fd=sidecar), make=True)
+        self._wanted: dict[bytes, Entry] = {}
+        self._waiting: dict[Digest, list[bytes]] = {}
+        self._stats: dict[bytes, Stat] = {}
+        self._trouble: dict[bytes, OSError] = {}
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._root.close()
+
+    def expect(self, transitions: Iterable[Transition]) -> list[Content]:
+        """Stage all that `transitions` put into the tree but contents of files; return those it waits for."""
+        self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
+        self._waiting, self._stats, self._trouble = {}, {}, {}
+        self._sweep(self._adopt)
+        for path, entry in self._wanted.items():
+            try:
+                self._prepare(path, entry)
+            except OSError as error:
+                self._trouble[path] = error
+        return [Content(digest, self._wanted[paths[0]].size) for digest, paths in self._waiting.items()]
+
+    def _prepare(self, path: bytes, entry: Entry) -> None:
+        match entry.kind:
+            case Kind.FILE:
+                if path not in self._stats:
+                    self._waiting.setdefault(entry.digest, []).append(path)
+            case Kind.DIRECTORY:
+                self._root.directory(path)
+            case Kind.SYMLINK:
+                directory, name = self._parent(path)
+                os.symlink(entry.target, name, dir_fd=directory)
+                times = (entry.mtime_ns, entry.mtime_ns)
+                os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+
+    def _parent(self, path: bytes) -> tuple[int, bytes]:
+        folder, name = split(path)
+        return self._root.directory(folder), name
+
+    # -- contents
+
+    def receive(self, batches: Iterable[list[Piece]], keep: Callable[[Digest, bytes], None]) -> None:
+        """Take in contents as they arrive; whole small ones are also offered to `keep`.
+
+        What nothing waits for, or does not match its digest, is dropped.
+
+        Raises:
+            ProtocolError: the pieces of a file do not follow one another.
+        """
+        pieces = (piece for batch in batches for piece in batch)
+        for piece in pieces:
+            if piece.more is More.GONE:
+                continue
+            data = iter((piece.data,)) if piece.more is More.LAST else _whole(piece, pieces)
+            if self.fill(piece.digest, data) and piece.more is More.LAST:
+                keep(piece.digest, piece.data)
+
+    def copy(self, digest: Digest, source: int) -> bool:
+        """Stage the contents of the open file `source`; False if they are not those of `digest`."""
+        return self.fill(digest, _blocks(source))
+
+    def fill(self, digest: Digest, blocks: Iterator[bytes]) -> bool:
+        """Write contents wherever they are waited for; False if they are not, or not those of `digest`."""
+        paths = self._waiting.get(digest)
+        if paths is None:
+            collections.deque(blocks, maxlen=0)
+            return False
+        if not self._write(paths[0], blocks):
+            return False
+        for path in paths[1:]:
+            with self._opened(paths[0]) as source:
+                self._write(path, _blocks(source))
+        del self._waiting[digest]
+        return True
+
+    @contextlib.contextmanager
+    def _opened(self, path: bytes) -> Iterator[int]:
+        directory, name = self._parent(path)
+        fd = open_file(name, directory)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _write(self, path: bytes, blocks: Iterator[bytes]) -> bool:
+        """Write one file; False if it cannot be, or is not what was wanted."""
+        entry = self._wanted[path]
+        try:
+            directory, name = self._parent(path)
+            found = _write_file(name, directory, entry, blocks)
+        except OSError as error:  # no room for it: others may fit
+            self._trouble[path] = error
+            found = None
+        if found is None:
+            collections.deque(blocks, maxlen=0)
+            with contextlib.suppress(OSError):
+                os.unlink(split(path)[1], dir_fd=self._parent(path)[0])
+            return False
+        self._trouble.pop(path, None)
+        self._stats[path] = found
+        return True
+
+    # -- what is ready
+
+    def finish_directories(self) -> None:
+        """Give the new directories their permissions and times, now that they are filled."""
+        for path in sorted((p for p, e in self._wanted.items() if e.kind is Kind.DIRECTORY), reverse=True):
+            entry = self._wanted[path]
+            try:
+                fd = self._root.directory(path)
+                os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+                os.fchmod(fd, entry.mode)
+            except OSError as error:
+                self._trouble[path] = error
+
+    def place(self, path: bytes) -> tuple[int, bytes]:
+        """Return where what is to be at `path` waits: a directory, good until the next call, and a name.
+
+        Raises:
+            FileNotFoundError: its contents have not come: they were not what was announced.
+            OSError: why it could not be staged.
+        """
+        self.check(path)
+        return self._parent(path)
+
+    def check(self, path: bytes) -> Stat | None:
+        """Return the stat of what is staged for `path` if it is a file; raises as `place`."""
+        if path in self._trouble:
+            raise self._trouble[path]
+        found = self._stats.get(path)
+        if found is None and self._wanted[path].kind is Kind.FILE:
+            raise FileNotFoundError
+        return found
+
+    # -- leftovers
+
+    def clear(self) -> None:
+        """Remove all that is staged: nothing waits for it."""
+        self._wanted, self._waiting, self._stats, self._trouble = {}, {}, {}, {}
+        self._sweep(lambda path, name, directory: False)
+
+    def _adopt(self, path: bytes, name: bytes, directory: int) -> bool:
+        """Use a file that a broken run left, if it is whole and still wanted."""
+        entry = self._wanted.get(path)
+        if entry is None or entry.kind is not Kind.FILE:
+            return False
+        try:
+            if hash_file(name, directory)[0] != entry.digest:
+                return False
+            fd = open_file(name, directory)
+            try:
+                self._stats[path] = _dress(fd, entry)
+            finally:
+                os.close(fd)
+        except OSError:
+            return False
+        return True
+
+    def _sweep(self, keep: Callable[[bytes, bytes, int], bool]) -> None:
+        """Remove all files in the stage that `keep` refuses, and the directories that are empty then."""
+        folders = [b""]
+        for folder in folders:
+            directory = self._root.directory(folder)
+            for name in map(os.fsencode, os.listdir(directory)):
+                path = join(folder, name)
+                if stat.S_ISDIR(lstat(name, directory).st_mode):
+                    change_mode(name, directory, 0o700)
+                    folders.append(path)
+                elif not keep(path, name, directory):
+                    os.unlink(name, dir_fd=directory)
+        for folder in reversed(folders[1:]):
+            directory, name = self._parent(folder)
+            with contextlib.suppress(OSError):  # it holds what was kept
+                os.rmdir(name, dir_fd=directory)
+        self._root.forget()
+
+
+def _write_file(name: bytes, directory: int, entry: Entry, blocks: Iterator[bytes]) -> Stat | None:
+    """Write a new file; None if it is not what was wanted."""
+    fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    try:
+        state, left = xxh3_128(), entry.size
+        for block in blocks:
+            left -= len(block)
+            if left < 0:  # a peer must not fill the disk with what was announced as small
+                return None
+            state.update(block)
+            _write_all(fd, block)
+        if state.digest() != entry.digest:
+            return None
+        return _dress(fd, entry)
+    finally:
+        os.close(fd)
+
+
+def _dress(fd: int, entry: Entry) -> Stat:
+    os.fchmod(fd, entry.mode)
+    os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+    return stat_of(os.fstat(fd))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _blocks(source: int) -> Iterator[bytes]:
+    while data := os.read(source, BLOCK):
+        yield data
+
+
+def _whole(first: Piece, pieces: Iterator[Piece]) -> Iterator[bytes]:
+    """Yield all that belongs to the file that begins with `first`."""
+    yield first.data
+    for piece in pieces:
+        if piece.digest != first.digest:
+            raise ProtocolError("the peer mixed up the contents of two files")
+        yield piece.data
+        if piece.more is not More.MORE:
+            return
