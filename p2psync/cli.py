@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import sys
+from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +16,10 @@ from p2psync.errors import Exit, NotAReplica, P2PSyncError
 
 if TYPE_CHECKING:
     from p2psync.config import Peer
+    from p2psync.local import LocalReplica
 
+_LOCK_WAIT = 10.0
+"""Seconds that a command waits for another run to finish."""
 _EXIT_CODES = {
     Exit.IN_STEP: "0 in step",
     Exit.CONFLICTS: "1 done, but conflicts were set aside or some paths have problems",
@@ -280,6 +284,162 @@ def status(as_json: bool) -> None:
 
     now = status(_root())
     click.echo(render.status_json(now) if as_json else render.status_text(now), nl=False)
+
+
+_DRY_RUN = click.option("-n", "--dry-run", is_flag=True, help="Only show what would be done.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_DONE = "0 done"
+_LEFT_ALONE = "1 done, but some paths were left alone"
+
+
+def _inside(root: bytes, path: bytes) -> bytes:
+    """Return a path as typed, relative to the root of the replica.
+
+    Raises:
+        ReplicaError: it is not in there, or can be no entry.
+    """
+    from p2psync.core.paths import check, shown
+    from p2psync.errors import ReplicaError
+
+    # The folder may be reached through links; what is at the path itself is never followed.
+    folder, name = os.path.split(os.path.normpath(os.path.join(os.getcwdb(), path)))
+    inside = os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(root))
+    try:
+        check(inside)
+    except ValueError as error:
+        raise ReplicaError(f"{shown(path)} is no path in the replica {shown(root)}") from error
+    return inside
+
+
+def _version(text: bytes) -> tuple[bytes, str | None]:
+    """Split PATH@RUN; what follows an @ and is no run belongs to the path."""
+    from p2psync.history import is_run
+
+    path, at, run = text.rpartition(b"@")
+    name = os.fsdecode(run)
+    return (path, name) if at and is_run(name) else (text, None)
+
+
+@cli.command("log", epilog=_exits(Exit.LOCKED))
+@click.argument("path", required=False, type=click.Path(path_type=bytes))
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Runs shown at most.")
+@_JSON
+def log(path: bytes | None, limit: int, as_json: bool) -> None:
+    """Show what syncs did here; with PATH, every version of it that is known.
+
+    A sync that changed something here is a run. PATH@RUN names the version that a run took away:
+    `show` prints it, `restore` brings it back; `undo` puts back all that a run changed.
+    """
+    from p2psync import render_log
+    from p2psync.local import LocalReplica
+
+    root = _root()
+    with closing(LocalReplica(root, lock=False)) as replica:
+        if path is None:
+            found = render_log.runs(replica, limit)
+            click.echo(render_log.runs_json(found) if as_json else render_log.runs_text(found), nl=False)
+        else:
+            inside = _inside(root, path)
+            versions = render_log.versions(replica, inside)
+            text = render_log.versions_json if as_json else render_log.versions_text
+            click.echo(text(inside, versions), nl=False)
+
+
+@cli.command(epilog=_exits())
+@click.argument("version", metavar="PATH[@RUN]", type=click.Path(path_type=bytes))
+def show(version: bytes) -> None:
+    """Print a file as it was before RUN changed or deleted it.
+
+    Without RUN: the latest earlier version that is kept.
+    """
+    from p2psync import undo
+    from p2psync.local import LocalReplica
+
+    root = _root()
+    path, run = _version(version)
+    with closing(LocalReplica(root, lock=False)) as replica:
+        for block in undo.contents(replica, undo.past(replica, _inside(root, path), run)):
+            sys.stdout.buffer.write(block)
+        sys.stdout.buffer.flush()
+
+
+@cli.command(epilog=_exits(Exit.LOCKED, ok=f"{_DONE}; {_LEFT_ALONE}"))
+@click.argument("version", metavar="PATH[@RUN]", type=click.Path(path_type=bytes))
+@click.option("--to", metavar="FILE", help="Write it to a new FILE instead.")
+@_DRY_RUN
+@_JSON
+@click.pass_context
+def restore(context: click.Context, version: bytes, to: str | None, dry_run: bool, as_json: bool) -> None:
+    """Bring back a file or folder as it was before RUN changed or deleted it.
+
+    Without RUN: as it was before the latest run that took something away there. It is a new version, which
+    the next sync carries to the other replicas; what it replaces goes to the history.
+    """
+    from p2psync import render_log, undo
+
+    root = _root()
+    path, run = _version(version)
+    inside = _inside(root, path)
+    with _own(root) as replica:
+        if to is not None:
+            entry = undo.past(replica, inside, run)
+            if not dry_run:
+                undo.write_copy(replica, entry, to)
+            click.echo(f"{'would write' if dry_run else 'wrote'} {to}")
+            return
+        outcome = undo.restore(replica, inside, run, dry_run)
+    render_log.report(outcome, "restored", dry_run, as_json)
+    context.exit(outcome.exit_code)
+
+
+@cli.command(epilog=_exits(Exit.LOCKED, ok=f"{_DONE}; {_LEFT_ALONE}"))
+@click.argument("run", required=False)
+@_DRY_RUN
+@_JSON
+@click.pass_context
+def undo(context: click.Context, run: str | None, dry_run: bool, as_json: bool) -> None:
+    """Put back, on this replica, every path that RUN (default: the latest) changed.
+
+    What comes back are new versions, which the next sync carries to the other replicas. A path that was
+    changed since is left alone. An undo is a run too, and can be undone.
+    """
+    from p2psync import render_log
+    from p2psync.undo import undo
+
+    with _own(_root()) as replica:
+        outcome = undo(replica, run, dry_run)
+    render_log.report(outcome, "undone", dry_run, as_json)
+    context.exit(outcome.exit_code)
+
+
+@cli.command("gc", epilog=_exits(Exit.LOCKED))
+@click.option("--days", type=click.FloatRange(0), help="Keep the history of so many days.  [default: 30]")
+@click.option(
+    "--percent", type=click.FloatRange(0, 100), help="Keep at most that much of the disk.  [default: 10]"
+)
+@_DRY_RUN
+def gc_command(days: float | None, percent: float | None, dry_run: bool) -> None:
+    """Remove history that is too old or too much; the latest run always stays.
+
+    Every sync does this once a day, or when there is too much. The defaults are set in .p2psync/config.toml,
+    under [history].
+    """
+    from p2psync import config, render_log
+
+    root = _root()
+    limits = config.history_limits(root)
+    limits = limits._replace(
+        **{key: value for key, value in (("days", days), ("percent", percent)) if value is not None}
+    )
+    with _own(root) as replica:
+        click.echo(render_log.collected(replica.collect(limits, dry_run), dry_run))
+
+
+def _own(root: bytes) -> AbstractContextManager[LocalReplica]:
+    """Open the replica for a command that changes it; waits a little for another run to finish."""
+    from p2psync.run import open_when_free
+
+    return closing(open_when_free(root, _LOCK_WAIT))
 
 
 @cli.command(epilog=_exits(Exit.UNREACHABLE, Exit.LOCKED))

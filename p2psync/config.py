@@ -6,8 +6,9 @@ import os
 import re
 import tomllib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from p2psync.core.retention import Limits
 from p2psync.errors import Exit, P2PSyncError, ReplicaError
 
 if TYPE_CHECKING:
@@ -42,15 +43,36 @@ def peers(root: bytes) -> list[Peer]:
     Raises:
         ReplicaError: the file cannot be read, or holds what p2psync does not know.
     """
+    tables = _load(root).get("peer", {})
+    return [_peer(name, table, os.fsdecode(_file(root))) for name, table in tables.items()]
+
+
+def history_limits(root: bytes) -> Limits:
+    """Return how much history is kept: `days` and `percent` (of the disk) in `[history]`.
+
+    Raises:
+        ReplicaError: the file cannot be read, or holds what p2psync does not know.
+    """
+    table = _load(root).get("history", {})
+    for key, value in table.items():
+        known = key in Limits._fields
+        if not known or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ReplicaError(
+                f"{os.fsdecode(_file(root))}: [history]: {key} = {value!r} makes no sense;"
+                " known are days and percent, both numbers"
+            )
+    return Limits(**table)
+
+
+def _load(root: bytes) -> dict[str, Any]:
     file = _file(root)
     try:
         with open(file, "rb") as source:
-            tables = tomllib.load(source).get("peer", {})
+            return tomllib.load(source)
     except FileNotFoundError:
-        return []
+        return {}
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ReplicaError(f"cannot read {os.fsdecode(file)}: {error}") from error
-    return [_peer(name, table, os.fsdecode(file)) for name, table in tables.items()]
 
 
 def _peer(name: str, table: object, file: str) -> Peer:

@@ -6,18 +6,20 @@ checking a resolved name first and using it later is how rsync, tar and others w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Thread
 
 from xxhash import xxh3_128, xxh3_128_digest
 
 from p2psync.core.model import Digest, Kind, Stat
+from p2psync.core.paths import join, split
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -105,6 +107,32 @@ class Root:
                 os.close(fd)
 
 
+def sweep(root: Root, top: bytes, keep: Callable[[bytes, bytes, int], bool]) -> None:
+    """Remove what is below a directory of the sidecar, and the directories that are empty then.
+
+    Args:
+        root: where `top` is; permissions below do not matter, they are changed.
+        top: the directory, which stays.
+        keep: told path (from the root), name and directory of each file; what it wants stays.
+    """
+    folders = [top]
+    for folder in folders:
+        directory = root.directory(folder)
+        for name in map(os.fsencode, os.listdir(directory)):
+            path = join(folder, name)
+            if stat.S_ISDIR(lstat(name, directory).st_mode):
+                change_mode(name, directory, 0o700)
+                folders.append(path)
+            elif not keep(path, name, directory):
+                os.unlink(name, dir_fd=directory)
+    for folder in reversed(folders[1:]):
+        above, name = split(folder)
+        directory = root.directory(above)
+        with contextlib.suppress(OSError):  # it holds what was kept
+            os.rmdir(name, dir_fd=directory)
+    root.forget()
+
+
 def kind_of(mode: int) -> Kind | None:
     """Return what an `st_mode` stands for; None for sockets, fifos and devices."""
     return _KINDS.get(stat.S_IFMT(mode))
@@ -141,6 +169,18 @@ def open_file(name: bytes, dir_fd: int) -> int:
         os.close(fd)
         raise OSError(errno.EINVAL, "is no regular file")
     return fd
+
+
+def blocks_of(fd: int) -> Iterator[bytes]:
+    """Yield what is to be read from an open file."""
+    while data := os.read(fd, BLOCK):
+        yield data
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`, however little the system takes at once."""
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:

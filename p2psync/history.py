@@ -1,15 +1,31 @@
 """The history: what runs replaced or deleted. Owns `history/`.
 
-It is moved there by rename, into a folder of the run, under the path that it had.
+It is moved there by rename, into a folder of the run, under the path that it had: `history/RUN/PATH`, with
+`~1`, `~2` at the end where that name is taken. What is there is found by its path and known by its bytes,
+so that it needs no index to be of use: people may look into it, and take things out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from p2psync.core.paths import split
-from p2psync.disk import Root, exists
+from p2psync.disk import Root, exists, lstat, sweep
+
+_RUN = re.compile(r"\d{8}-\d{6}(-\d+)?")
+
+
+class Shelf(NamedTuple):
+    """A place in the history."""
+
+    directory: int
+    """Good until the next call."""
+    name: bytes
 
 
 class History:
@@ -18,22 +34,94 @@ class History:
     def __init__(self, sidecar: int) -> None:
         """Use the sidecar directory open as `sidecar`."""
         self._sidecar = Root(os.dup(sidecar), make=True)
+        self._reader = Root(os.dup(sidecar))
         self._run = b""
 
     def close(self) -> None:
         """Close all descriptors."""
         self._sidecar.close()
+        self._reader.close()
 
-    def begin_run(self) -> None:
-        """Let what is replaced or deleted from now on go to a folder of its own."""
-        self._run = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f").encode()
+    def begin_run(self, name: str) -> None:
+        """Let what is replaced or deleted from now on go to the folder of the run of that name."""
+        self._run = name.encode()
 
-    def shelf(self, path: bytes) -> tuple[int, bytes]:
-        """Return a place in the history for what is at `path`: a directory, and a name free there."""
+    def shelf(self, path: bytes) -> Shelf:
+        """Return a place for what is at `path`, with a name that is free there."""
         folder, name = split(path)
         directory = self._sidecar.directory(b"/".join(filter(None, (b"history", self._run, folder))))
-        free, number = name, 0
-        while exists(free, directory):
-            number += 1
-            free = name[:240] + b"~%d" % number
-        return directory, free
+        return Shelf(directory, next(free for free in _names(name) if not exists(free, directory)))
+
+    def places(self, run: str, path: bytes) -> Iterator[Shelf]:
+        """Yield all that the history has from a run for a path."""
+        folder, name = split(path)
+        with contextlib.suppress(OSError):
+            directory = self._reader.directory(b"/".join(filter(None, (b"history", run.encode(), folder))))
+            for kept in _names(name):
+                if not exists(kept, directory):
+                    return
+                yield Shelf(directory, kept)
+
+    def has(self, run: str) -> bool:
+        """Is there a folder of a run of that name?"""
+        try:
+            return exists(run.encode(), self._reader.directory(b"history"))
+        except FileNotFoundError:
+            return False
+
+    def runs(self) -> list[str]:
+        """Return the names of all runs that have a folder, the oldest first."""
+        try:
+            return sorted(filter(_RUN.fullmatch, os.listdir(self._reader.directory(b"history"))))
+        except FileNotFoundError:
+            return []
+
+    def remove(self, run: str) -> None:
+        """Remove all that is kept from a run.
+
+        Raises:
+            OSError: some of it cannot be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            sweep(self._reader, b"history/" + run.encode(), lambda path, name, directory: False)
+            os.rmdir(run, dir_fd=self._reader.directory(b"history"))
+
+    def size(self, run: str) -> int:
+        """Return how many bytes are kept from a run."""
+        total = 0
+
+        def count(path: bytes, name: bytes, directory: int) -> bool:
+            nonlocal total
+            total += lstat(name, directory).st_size
+            return True
+
+        with contextlib.suppress(FileNotFoundError):
+            sweep(self._reader, b"history/" + run.encode(), count)
+        return total
+
+
+def is_run(name: str) -> bool:
+    """Can it be the name of a run?"""
+    return _RUN.fullmatch(name) is not None
+
+
+def name_at(at: float) -> str:
+    """Return what a run that begins then is called.
+
+    Args:
+        at: seconds since 1970.
+    """
+    return datetime.fromtimestamp(at, UTC).strftime("%Y%m%d-%H%M%S")
+
+
+def began(run: str) -> float:
+    """Return when a run began, in seconds since 1970, as its name tells."""
+    return datetime.strptime(run[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
+
+
+def _names(name: bytes) -> Iterator[bytes]:
+    yield name
+    number = 1
+    while True:
+        yield name[:240] + b"~%d" % number
+        number += 1

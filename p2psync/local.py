@@ -9,14 +9,16 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from xxhash import xxh3_128_digest
-
+from p2psync import history
 from p2psync.apply import Applier
 from p2psync.bases import Bases
+from p2psync.collect import Collector
+from p2psync.config import history_limits
+from p2psync.contents import Contents
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Action, Digest, Entry, Kind, Problem, Record, Transition, action_of
-from p2psync.core.paths import SIDECAR, split
+from p2psync.core.paths import SIDECAR, join, split
 from p2psync.core.replica import (
     PIECE_BYTES,
     Applied,
@@ -30,11 +32,18 @@ from p2psync.core.replica import (
     Piece,
     Scanned,
 )
+from p2psync.core.retention import Kept, Limits
 from p2psync.core.vector import ReplicaId, Stamp
-from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, Root, begin_sync, open_file, sync_file_system
+from p2psync.disk import (
+    OPEN_DIRECTORY,
+    OPEN_FILE,
+    Root,
+    begin_sync,
+    sync_file_system,
+)
 from p2psync.errors import Locked, NotAReplica, ReplicaError
 from p2psync.history import History
-from p2psync.manifest import Manifest, PeerRecord
+from p2psync.manifest import Manifest, PeerRecord, Run
 from p2psync.scan import Scan, scan
 from p2psync.stage import Stage
 
@@ -89,12 +98,13 @@ def find_root(start: bytes) -> bytes | None:
 class LocalReplica:
     """A replica on this machine."""
 
-    def __init__(self, root: bytes, lock: bool = True) -> None:
+    def __init__(self, root: bytes, lock: bool = True, cleans: bool = True) -> None:
         """Open the replica at `root`.
 
         Args:
             root: a directory with a sidecar.
             lock: keep all other runs out until `close`; False only to look at it.
+            cleans: remove history that is too old or too much, when a sync is over.
 
         Raises:
             NotAReplica: there is no such directory, or it has no sidecar.
@@ -118,6 +128,8 @@ class LocalReplica:
             self._close.callback(self._history.close)
             self._bases = Bases(sidecar, self._manifest.kept)
             self._close.callback(self._bases.close)
+            self.contents = Contents(self._root, self._manifest, self._bases, self._history)
+            self._collector = Collector(self._root, self._manifest, self._history, self.contents, self._bases)
         except (FileNotFoundError, NotADirectoryError) as error:
             self._close.close()
             raise NotAReplica(f"{shown} is not a replica: `p2psync init {shown}` makes it one") from error
@@ -131,6 +143,10 @@ class LocalReplica:
         self._ignores: dict[bytes, Ignore] = {}
         self._any_rules = True
         self._transitions: Sequence[Transition] = ()
+        self._path = root
+        self._cleans = cleans
+        self._run = 0
+        """The sequence number of what was applied last, until it is acknowledged."""
 
     def _lock(self, sidecar: int, shown: str) -> None:
         """Take the lock; the system drops it when the process ends, however it ends."""
@@ -242,35 +258,7 @@ class LocalReplica:
 
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """Return contents of at most `MAX_TEXT` bytes, None for those not held here."""
-        return [self._text(digest) for digest in digests]
-
-    def _text(self, digest: Digest) -> bytes | None:
-        extent = self._manifest.extent(digest)
-        kept = self._bases.read(extent) if extent else None
-        if kept is not None:
-            return kept
-        with self._opened(digest) as fd:
-            if fd is None or os.fstat(fd).st_size > MAX_TEXT:
-                return None
-            text = os.read(fd, MAX_TEXT)
-            return text if xxh3_128_digest(text) == digest else None
-
-    @contextlib.contextmanager
-    def _opened(self, digest: Digest, holders: Iterable[bytes] | None = None) -> Iterator[int | None]:
-        """Open a file that should have these contents, or None."""
-        paths = self._manifest.holders([digest]).get(digest, []) if holders is None else holders
-        for path in paths:
-            folder, name = split(path)
-            try:
-                fd = open_file(name, self._root.directory(folder))
-            except OSError:
-                continue
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-            return
-        yield None
+        return [self.contents.text(digest) for digest in digests]
 
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
@@ -294,11 +282,14 @@ class LocalReplica:
     def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
         if holders:
-            with self._opened(content.digest, holders) as fd:
+            with self.contents.opened(content.digest, holders) as fd:
                 if fd is not None and self._stage.copy(content.digest, fd):
                     if content.size <= MAX_TEXT:
                         self._bases.add(content.digest, os.pread(fd, content.size, 0))
                     return True
+        with self.contents.in_history(content.digest) as fd:
+            if fd is not None and self._stage.copy(content.digest, fd):
+                return True
         extent = self._manifest.extent(content.digest) if kept else None
         text = self._bases.read(extent) if extent else None
         return text is not None and self._stage.fill(content.digest, iter((text,)))
@@ -309,7 +300,7 @@ class LocalReplica:
         size = 0
         holders = self._manifest.holders(digests)
         for digest in digests:
-            with self._opened(digest, holders.get(digest, [])) as fd:
+            with self.contents.opened(digest, holders.get(digest, [])) as fd:
                 for piece in _pieces(digest, fd):
                     batch.append(piece)
                     size += len(piece.data)
@@ -334,8 +325,12 @@ class LocalReplica:
 
     # -- what becomes of it
 
-    def apply(self) -> Iterator[Applied]:
+    def apply(self, kind: str = "sync", about: str = "") -> Iterator[Applied]:
         """Carry out the prepared transitions; see `Replica.apply`.
+
+        Args:
+            kind: of the run: sync, undo, restore or repair.
+            about: what is undone or restored; of a sync, `acknowledge` tells with whom.
 
         The order is what makes a power cut harmless (I8): contents on disk, renames, renames on disk,
         manifest.
@@ -343,7 +338,8 @@ class LocalReplica:
         transitions, self._transitions = self._transitions, ()
         if not transitions:
             return
-        self._history.begin_run()
+        now = time.time()
+        run = self._begin_run(now)
         self._stage.finish_directories()
         sync_file_system(self._root.fd)
         records: list[Record] = []
@@ -361,12 +357,31 @@ class LocalReplica:
         wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
         with self._manifest.transaction():
-            self._manifest.record(records)
+            self._run = self._manifest.record(records)
+            if records:
+                size = sum(map(_displaced, records))
+                failed = {problem.path for problem in problems}
+                settled = [
+                    (step.path, str(step.resolution), step.after[0] if step.after else b"")
+                    for step in transitions
+                    if step.resolution and step.path not in failed
+                ]
+                self._manifest.add_run(Run(self._run, run, int(now), kind, about, size), settled)
             gone = {record.path for record in records if not record.row.entry.alive}
             self._manifest.forget_fingerprints(gone | {split(record.path)[0] for record in records})
             self._manifest.keep(self._bases.flush())
             wait_for_disk()
         yield Applied(len(records) - told, problems)
+
+    def _begin_run(self, now: float) -> str:
+        """Begin a run under a name that was never used; return the name."""
+        base = name = history.name_at(now)
+        number = 1
+        while self._manifest.has_run(name) or self._history.has(name):
+            number += 1
+            name = f"{base}-{number}"
+        self._history.begin_run(name)
+        return name
 
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
         """Keep texts that both sides turned out to have: no transfer has passed them by."""
@@ -379,9 +394,28 @@ class LocalReplica:
                 and entry.same_bytes(replaced)
                 and entry.version != replaced.version
             ):
-                with self._opened(entry.digest, [path]) as fd:
+                with self.contents.opened(entry.digest, [path]) as fd:
                     if fd is not None:
                         self._bases.add(entry.digest, os.read(fd, entry.size))
+
+    # -- what was
+
+    def collect(self, limits: Limits, dry_run: bool = False) -> list[Kept]:
+        """Remove the history that `limits` do not allow; see `Collector.collect`."""
+        try:
+            return self._collector.collect(limits, dry_run)
+        except OSError as error:
+            raise ReplicaError(f"cannot clean the history: {error.strerror}") from error
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is known of the past."""
+        return self._manifest
+
+    def children(self, folder: bytes) -> list[bytes]:
+        """Return the paths of what lives in a folder."""
+        rows = self._manifest.rows(folder)
+        return [join(folder, name) for name, row in rows.items() if row.entry.alive]
 
     def newest(self) -> int:
         """Return the sequence number of the newest change."""
@@ -397,6 +431,11 @@ class LocalReplica:
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
             self._manifest.set_mark(peer, mark, time.time())
+            self._manifest.name_run(self._run, peer.name)
+        self._run = 0
+        if self._cleans:
+            with contextlib.suppress(OSError):  # what cannot be removed now is removed another day
+                self._collector.collect_if_due(history_limits(self._path))
 
     # -- peers
 
@@ -418,6 +457,12 @@ class LocalReplica:
             before = self._manifest.bases(change.path)[-1:]
             expected = before[0] if before else None
             yield change.path, action_of(Transition(change.path, expected, change.entry))
+
+
+def _displaced(record: Record) -> int:
+    """Return how many bytes went to the history."""
+    old, new = record.replaces, record.row.entry
+    return old.size if old is not None and not old.same_bytes(new) else 0
 
 
 @contextlib.contextmanager

@@ -20,12 +20,15 @@ import msgspec
 from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Row, Stat
 from p2psync.core.paths import join, split
 from p2psync.core.replica import Change, Identity, Mark
+from p2psync.core.revert import Changed
 from p2psync.core.vector import ReplicaId, Stamp, Version
 from p2psync.errors import ReplicaError
 
 SCHEMA_VERSION = 1
-REMEMBERED = 8
-"""Earlier versions remembered of each path: bases for replicas that are this far behind."""
+BASES = 8
+"""Earlier versions of a path that a merge may start from: for replicas that are this far behind."""
+REMEMBERED = 100
+"""Earlier versions remembered of each path."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -39,10 +42,18 @@ CREATE TABLE entry (
 CREATE INDEX entry_seq ON entry (seq);
 CREATE INDEX entry_digest ON entry (digest) WHERE kind = 1;
 CREATE TABLE remembered (
-    path BLOB NOT NULL, seq INTEGER NOT NULL,
+    path BLOB NOT NULL, seq INTEGER NOT NULL, born INTEGER NOT NULL,
     kind INTEGER NOT NULL, version BLOB NOT NULL, revision INTEGER NOT NULL, digest BLOB NOT NULL,
     size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, target BLOB NOT NULL,
     PRIMARY KEY (path, version)) WITHOUT ROWID;
+CREATE INDEX remembered_digest ON remembered (digest) WHERE kind = 1;
+CREATE TABLE run (
+    seq INTEGER PRIMARY KEY, name TEXT NOT NULL, at INTEGER NOT NULL, kind TEXT NOT NULL, peer TEXT NOT NULL,
+    size INTEGER NOT NULL);
+CREATE INDEX run_name ON run (name);
+CREATE TABLE conflict (
+    seq INTEGER NOT NULL, path BLOB NOT NULL, resolution TEXT NOT NULL, copy BLOB NOT NULL,
+    PRIMARY KEY (path, seq)) WITHOUT ROWID;
 CREATE TABLE kept (
     digest BLOB PRIMARY KEY, offset INTEGER NOT NULL, length INTEGER NOT NULL,
     start INTEGER NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
@@ -68,6 +79,33 @@ class PeerRecord(NamedTuple):
     """Seconds since 1970; None: never in step."""
     acknowledged: int
     """This replica's sequence number then: all up to it, the other has too."""
+
+
+class Run(NamedTuple):
+    """What changed a replica's tree, but for its users."""
+
+    seq: int
+    """Of the commit that recorded it."""
+    name: str
+    """What people call it, and its folder in the history."""
+    at: int
+    """Seconds since 1970."""
+    kind: str
+    """sync, undo, restore or repair."""
+    peer: str
+    """The other side's name, or what was undone or restored."""
+    size: int
+    """Bytes that it put into the history."""
+
+
+class Remembered(NamedTuple):
+    """A version of a path."""
+
+    entry: Entry
+    born: int
+    """The sequence number under which it was recorded."""
+    seq: int | None
+    """The one under which it was replaced; None: it is the present one."""
 
 
 class Manifest:
@@ -235,29 +273,31 @@ class Manifest:
                 found.setdefault(digest, []).append(join(directory, name))
         return found
 
-    def record(self, records: Sequence[Record]) -> None:
-        """Write rows under a new sequence number; versions that they replace are remembered."""
+    def record(self, records: Sequence[Record]) -> int:
+        """Write rows under a new sequence number and return it; versions that they replace are remembered."""
         if not records:
-            return
+            return self.newest()
         seq = self._next_seq()
         superseded = [
-            (record.path, seq, *_entry_columns(record.replaces))
+            record.path
             for record in records
             if record.replaces and record.replaces.version != record.row.entry.version
         ]
         self._db.executemany(
-            f"INSERT OR REPLACE INTO remembered (path, seq, {_ENTRY}) VALUES (?,?,?,?,?,?,?,?,?,?)",
-            superseded,
+            f"INSERT OR REPLACE INTO remembered (path, seq, born, {_ENTRY})"
+            f" SELECT ?1, ?2, seq, {_ENTRY} FROM entry WHERE directory = ?3 AND name = ?4",
+            ((path, seq, self._directory_id(split(path)[0]), split(path)[1]) for path in superseded),
         )
         self._db.executemany(
             "DELETE FROM remembered WHERE path = ?1 AND seq <="
             " (SELECT seq FROM remembered WHERE path = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-            ((columns[0], REMEMBERED) for columns in superseded),
+            ((path, REMEMBERED) for path in superseded),
         )
         self._db.executemany(
             "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (self._columns(record, seq) for record in records),
         )
+        return seq
 
     def vouch(self, records: Iterable[Record]) -> None:
         """Write the stats of unchanged entries."""
@@ -271,9 +311,11 @@ class Manifest:
         )
 
     def bases(self, path: bytes) -> list[Entry]:
-        """Return the remembered earlier versions of a path, the latest last."""
-        found = self._db.execute(f"SELECT {_ENTRY} FROM remembered WHERE path = ? ORDER BY seq", (path,))
-        return [_entry(columns) for columns in found]
+        """Return the earlier versions of a path that a merge may start from, the latest last."""
+        found = self._db.execute(
+            f"SELECT {_ENTRY} FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT ?", (path, BASES)
+        )
+        return [_entry(columns) for columns in found][::-1]
 
     def _columns(self, record: Record, seq: int) -> tuple[object, ...]:
         directory, name = split(record.path)
@@ -289,6 +331,128 @@ class Manifest:
             (known,) = self._db.execute("SELECT id FROM directory WHERE path = ?", (path,)).fetchone()
             self._directory_ids[path] = known
         return int(known)
+
+    def files(self) -> int:
+        """Return how many files there are."""
+        (count,) = self._db.execute("SELECT count(*) FROM entry WHERE kind = 1").fetchone()
+        return int(count)
+
+    # -- runs
+
+    def add_run(self, run: Run, conflicts: Iterable[tuple[bytes, str, bytes]]) -> None:
+        """Remember a run, and the conflicts (path, resolution, copy) that it settled."""
+        self._db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", run)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO conflict VALUES (?, ?, ?, ?)",
+            ((run.seq, *conflict) for conflict in conflicts),
+        )
+
+    def name_run(self, seq: int, peer: str) -> None:
+        """Remember whom a run was with."""
+        self._db.execute("UPDATE run SET peer = ? WHERE seq = ?", (peer, seq))
+
+    def runs(self) -> list[Run]:
+        """Return all runs, the latest first."""
+        return [Run(*columns) for columns in self._db.execute("SELECT * FROM run ORDER BY seq DESC")]
+
+    def has_run(self, name: str) -> bool:
+        """Was there a run of that name?"""
+        return self._db.execute("SELECT 1 FROM run WHERE name = ?", (name,)).fetchone() is not None
+
+    def kept_in_history(self) -> int:
+        """Return how many bytes all runs together put into the history."""
+        (size,) = self._db.execute("SELECT coalesce(sum(size), 0) FROM run").fetchone()
+        return int(size)
+
+    def changed_by(self, seq: int) -> list[Changed]:
+        """Return what the run recorded under `seq` did, by path; what became of it since does not matter."""
+        found = self._db.execute(f"SELECT {_ENTRY}, path FROM remembered WHERE seq = ?", (seq,))
+        before = {columns[8]: _entry(columns) for columns in found}
+        after = {change.path: change.entry for change in self._recorded(seq)}
+        found = self._db.execute(f"SELECT {_ENTRY}, path FROM remembered WHERE born = ?", (seq,))
+        after |= {columns[8]: _entry(columns) for columns in found}
+        return [Changed(path, before.get(path), after[path]) for path in sorted(after)]
+
+    def _recorded(self, seq: int) -> Iterator[Change]:
+        found = self._db.execute(
+            f"SELECT {_ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
+            " WHERE seq = ?",
+            (seq,),
+        )
+        return (Change(join(columns[8], columns[9]), _entry(columns)) for columns in found)
+
+    def versions(self, path: bytes) -> list[Remembered]:
+        """Return every version of a path that is known, the present one last."""
+        found = self._db.execute(
+            f"SELECT {_ENTRY}, born, seq FROM remembered WHERE path = ? ORDER BY seq", (path,)
+        )
+        versions = [Remembered(_entry(columns), columns[8], columns[9]) for columns in found]
+        directory, name = split(path)
+        present = self._db.execute(
+            f"SELECT {_ENTRY}, seq FROM entry WHERE name = ?"
+            " AND directory = (SELECT id FROM directory WHERE path = ?)",
+            (name, directory),
+        ).fetchone()
+        return [*versions, Remembered(_entry(present), present[8], None)] if present else versions
+
+    def conflicts(self, path: bytes) -> dict[int, tuple[str, bytes]]:
+        """Return how conflicts about a path ended: by the sequence number of the run, resolution and copy."""
+        found = self._db.execute("SELECT seq, resolution, copy FROM conflict WHERE path = ?", (path,))
+        return {seq: (resolution, copy) for seq, resolution, copy in found}
+
+    def replaced(self, digest: Digest) -> list[tuple[str, bytes]]:
+        """Return where in the history a file with this digest should be: a run's name, and the path there."""
+        found = self._db.execute(
+            "SELECT run.name, path FROM remembered JOIN run ON run.seq = remembered.seq"
+            " WHERE remembered.kind = 1 AND digest = ?",
+            (digest,),
+        )
+        return [(name, path) for name, path in found]
+
+    def forget_runs(self, names: Iterable[str]) -> None:
+        """Forget runs whose history is gone, and the versions that only it held."""
+        for name in names:
+            self._db.execute(
+                "DELETE FROM conflict WHERE seq IN (SELECT seq FROM run WHERE name = ?)", (name,)
+            )
+            self._db.execute("DELETE FROM run WHERE name = ?", (name,))
+
+    def acknowledged(self) -> int:
+        """Return up to which sequence number all replicas that this one syncs with have its changes."""
+        (found,) = self._db.execute("SELECT min(acknowledged) FROM peer WHERE mark IS NOT NULL").fetchone()
+        return self.newest() if found is None else int(found)
+
+    def tombstones(self, tick: int) -> list[bytes]:
+        """Return the paths deleted before `tick` whose deletion all known replicas have."""
+        found = self._db.execute(
+            f"SELECT {_ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
+            " WHERE kind = 0 AND seq <= ?",
+            (self.acknowledged(),),
+        )
+        return [
+            join(columns[8], columns[9])
+            for columns in found
+            if all(stamp.tick < tick for stamp in _entry(columns).version)
+        ]
+
+    def forget(self, paths: Iterable[bytes]) -> None:
+        """Forget all that is known of these paths."""
+        for path in paths:
+            directory, name = split(path)
+            self._db.execute(
+                "DELETE FROM entry WHERE name = ? AND directory = (SELECT id FROM directory WHERE path = ?)",
+                (name, directory),
+            )
+            self._db.execute("DELETE FROM remembered WHERE path = ?", (path,))
+
+    def collected_at(self) -> int:
+        """Return when the history was last cleaned, in seconds since 1970; 0: never."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'collected'").fetchone()
+        return int(found[0]) if found else 0
+
+    def set_collected(self, at: int) -> None:
+        """Remember when the history was cleaned."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('collected', ?)", (at,))
 
     # -- what a scan may skip
 

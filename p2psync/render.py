@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-_WORDS = {
+ACTION_WORDS = {
     Action.CREATE: "new",
     Action.UPDATE: "changed",
     Action.DELETE: "deleted",
@@ -190,7 +190,7 @@ def _report_result(
     if verbose or dry_run:
         for where, side in sides:
             for transition in _visible(side.transitions):
-                print(f"{where:>12}  {_WORDS[action_of(transition)]:<11}  {shown(transition.path)}")
+                print(f"{where:>12}  {ACTION_WORDS[action_of(transition)]:<11}  {shown(transition.path)}")
     for conflict in result.conflicts:
         if conflict.open or not quiet:
             print(_conflict_line(conflict))
@@ -223,7 +223,7 @@ def _summary(name: str, result: Result, dry_run: bool) -> str:
         counts = Counter(action_of(step) for step in _visible(side.transitions) if step.path not in failed)
         if counts:
             parts.append(
-                ", ".join(f"{count} {_WORDS[action]}" for action, count in counts.items()) + f" {where}"
+                ", ".join(f"{count} {ACTION_WORDS[action]}" for action, count in counts.items()) + f" {where}"
             )
     if dry_run:
         left = [f"{_plural(len(result.left), 'path')} left as they are"] if result.left else []
@@ -281,9 +281,9 @@ def _add_result(document: dict[str, Any], peer: str, result: Result) -> None:
     document["stats"]["seconds"] += round(result.seconds, 3)
     document["stats"]["copied"] += result.transferred
     for conflict in result.conflicts:
-        copy = _json_path(conflict.copy) if conflict.copy else None
+        copy = json_path(conflict.copy) if conflict.copy else None
         document["conflicts"].append(
-            {"peer": peer, "path": _json_path(conflict.path), "resolution": conflict.resolution, "copy": copy}
+            {"peer": peer, "path": json_path(conflict.path), "resolution": conflict.resolution, "copy": copy}
         )
     for where, side in (("local", result.local), ("peer", result.peer)):
         _add_side(document, {"peer": peer, "side": where}, side)
@@ -291,10 +291,10 @@ def _add_result(document: dict[str, Any], peer: str, result: Result) -> None:
 
 def _add_side(document: dict[str, Any], place: dict[str, str], side: Side) -> None:
     for problem in side.problems:
-        document["problems"].append({**place, "path": _json_path(problem.path), "why": problem.why})
+        document["problems"].append({**place, "path": json_path(problem.path), "why": problem.why})
     failed = {problem.path for problem in side.problems}
     for transition in _visible(side.transitions):
-        step = {**place, "path": _json_path(transition.path), "action": action_of(transition)}
+        step = {**place, "path": json_path(transition.path), "action": action_of(transition)}
         kind = (
             transition.wanted.kind
             if transition.wanted.alive or transition.expected is None
@@ -305,7 +305,7 @@ def _add_side(document: dict[str, Any], place: dict[str, str], side: Side) -> No
             document["outcomes"].append({**step, "done": transition.path not in failed})
 
 
-def _json_path(path: bytes) -> str:
+def json_path(path: bytes) -> str:
     """Return a path as a JSON string; bytes that are no UTF-8 become lone surrogates, as in os.fsdecode."""
     return path.decode("utf-8", "surrogateescape")
 
@@ -317,7 +317,7 @@ def status_text(status: Status) -> str:
     """Return the status as text."""
     lines = [f"{shown(status.root)} ({status.name})"]
     for action, path in status.changes:
-        lines.append(f"  {_WORDS[action]:<11}  {shown(path)}")
+        lines.append(f"  {ACTION_WORDS[action]:<11}  {shown(path)}")
     for problem in status.problems:
         lines.append(f"  {'problem':<11}  {shown(problem.path)} {problem.why}")
     if not status.changes:
@@ -335,10 +335,10 @@ def status_text(status: Status) -> str:
 def status_json(status: Status) -> str:
     """Return the status as one JSON document."""
     document = {
-        "root": _json_path(status.root),
+        "root": json_path(status.root),
         "name": status.name,
-        "changes": [{"path": _json_path(path), "action": action} for action, path in status.changes],
-        "problems": [{"path": _json_path(problem.path), "why": problem.why} for problem in status.problems],
+        "changes": [{"path": json_path(path), "action": action} for action, path in status.changes],
+        "problems": [{"path": json_path(problem.path), "why": problem.why} for problem in status.problems],
         "peers": [asdict(peer) for peer in status.peers],
     }
     return json.dumps(document, indent=2) + "\n"

@@ -107,6 +107,27 @@ def sync(
         time.sleep(random.uniform(*RETRY_SECONDS))
 
 
+def open_when_free(root: bytes, wait: float) -> LocalReplica:
+    """Open the replica at `root`, waiting for another run to finish.
+
+    Args:
+        root: of the replica.
+        wait: seconds at most.
+
+    Raises:
+        ReplicaError: it cannot be opened.
+        Locked: another run still has it.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return LocalReplica(root)
+        except Locked:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(random.uniform(*RETRY_SECONDS))
+
+
 @dataclass
 class _Link:
     """A peer while the run lasts."""

@@ -10,15 +10,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 
 from xxhash import xxh3_128
 
 from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
-from p2psync.core.paths import join, split
+from p2psync.core.paths import split
 from p2psync.core.replica import Content, More, Piece
-from p2psync.disk import BLOCK, OPEN_DIRECTORY, Root, change_mode, hash_file, lstat, open_file, stat_of
+from p2psync.disk import OPEN_DIRECTORY, Root, blocks_of, hash_file, open_file, stat_of, sweep, write_all
 from p2psync.errors import ProtocolError
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -45,7 +44,7 @@ class Stage:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for."""
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
         self._waiting, self._stats, self._trouble = {}, {}, {}
-        self._sweep(self._adopt)
+        sweep(self._root, b"", self._adopt)
         for path, entry in self._wanted.items():
             try:
                 self._prepare(path, entry)
@@ -90,7 +89,7 @@ class Stage:
 
     def copy(self, digest: Digest, source: int) -> bool:
         """Stage the contents of the open file `source`; False if they are not those of `digest`."""
-        return self.fill(digest, _blocks(source))
+        return self.fill(digest, blocks_of(source))
 
     def fill(self, digest: Digest, blocks: Iterator[bytes]) -> bool:
         """Write contents wherever they are waited for; False if they are not, or not those of `digest`."""
@@ -102,7 +101,7 @@ class Stage:
             return False
         for path in paths[1:]:
             with self._opened(paths[0]) as source:
-                self._write(path, _blocks(source))
+                self._write(path, blocks_of(source))
         del self._waiting[digest]
         return True
 
@@ -170,7 +169,7 @@ class Stage:
     def clear(self) -> None:
         """Remove all that is staged: nothing waits for it."""
         self._wanted, self._waiting, self._stats, self._trouble = {}, {}, {}, {}
-        self._sweep(lambda path, name, directory: False)
+        sweep(self._root, b"", lambda path, name, directory: False)
 
     def _adopt(self, path: bytes, name: bytes, directory: int) -> bool:
         """Use a file that a broken run left, if it is whole and still wanted."""
@@ -189,24 +188,6 @@ class Stage:
             return False
         return True
 
-    def _sweep(self, keep: Callable[[bytes, bytes, int], bool]) -> None:
-        """Remove all files in the stage that `keep` refuses, and the directories that are empty then."""
-        folders = [b""]
-        for folder in folders:
-            directory = self._root.directory(folder)
-            for name in map(os.fsencode, os.listdir(directory)):
-                path = join(folder, name)
-                if stat.S_ISDIR(lstat(name, directory).st_mode):
-                    change_mode(name, directory, 0o700)
-                    folders.append(path)
-                elif not keep(path, name, directory):
-                    os.unlink(name, dir_fd=directory)
-        for folder in reversed(folders[1:]):
-            directory, name = self._parent(folder)
-            with contextlib.suppress(OSError):  # it holds what was kept
-                os.rmdir(name, dir_fd=directory)
-        self._root.forget()
-
 
 def _write_file(name: bytes, directory: int, entry: Entry, blocks: Iterator[bytes]) -> Stat | None:
     """Write a new file; None if it is not what was wanted."""
@@ -218,7 +199,7 @@ def _write_file(name: bytes, directory: int, entry: Entry, blocks: Iterator[byte
             if left < 0:  # a peer must not fill the disk with what was announced as small
                 return None
             state.update(block)
-            _write_all(fd, block)
+            write_all(fd, block)
         if state.digest() != entry.digest:
             return None
         return _dress(fd, entry)
@@ -230,16 +211,6 @@ def _dress(fd: int, entry: Entry) -> Stat:
     os.fchmod(fd, entry.mode)
     os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
     return stat_of(os.fstat(fd))
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def _blocks(source: int) -> Iterator[bytes]:
-    while data := os.read(source, BLOCK):
-        yield data
 
 
 def _whole(first: Piece, pieces: Iterator[Piece]) -> Iterator[bytes]:

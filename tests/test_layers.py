@@ -31,9 +31,13 @@ MAY_USE = {  # besides the core, which all may use
     "scan": "disk",
     "stage": "disk errors",
     "history": "disk",
+    "contents": "bases disk history manifest",
+    "collect": "bases contents disk history manifest",
+    "undo": "disk errors local manifest",
+    "render_log": "local render undo",
     "apply": "disk history stage",
     "manifest": "errors",
-    "local": "apply bases disk errors history manifest scan stage",
+    "local": "apply bases collect config contents disk errors history manifest scan stage",
     "peer": "errors",
     "wire": "errors",
     "calls": "errors wire",
@@ -45,7 +49,7 @@ MAY_USE = {  # besides the core, which all may use
     "status": "config local",
     "run": "config connect errors local peer remote sync",
     "render": "errors run status sync",
-    "cli": "__init__ config errors local peer render run serve status",
+    "cli": "__init__ config errors history local peer render render_log run serve status undo",
 }
 PURE = {
     *(
@@ -62,7 +66,7 @@ PURE = {
     *("re", "struct", "typing", "unicodedata", "msgspec", "xxhash"),
 }
 BELONGS_TO = {
-    "click": "cli",
+    "click": "cli render_log",
     "rich": "render",
     "tomlkit": "config",
     "sqlite3": "manifest",

@@ -16,7 +16,7 @@ from p2psync.core.paths import MAX_PATH
 from p2psync.core.replica import Change, Identity, Mark
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp
 from p2psync.errors import ReplicaError
-from p2psync.manifest import REMEMBERED, SCHEMA_VERSION, Manifest
+from p2psync.manifest import BASES, REMEMBERED, SCHEMA_VERSION, Manifest
 from tests.support import digest, directory, do_not_wait_for_disk, file, symlink, tombstone, version
 
 STAT = Stat(3, 123_456_789_123, 223_456_789_123, 42)
@@ -226,7 +226,8 @@ def test_only_the_latest_versions_of_a_path_are_remembered(manifest: Manifest) -
     for old, new in pairwise(versions):
         record(manifest, b"f", new, replaces=old)
         record(manifest, b"g", new, replaces=old if new is versions[1] else None)
-    assert manifest.bases(b"f") == versions[-1 - REMEMBERED : -1]
+    assert manifest.bases(b"f") == versions[-1 - BASES : -1]
+    assert [known.entry for known in manifest.versions(b"f")] == versions[-1 - REMEMBERED :]
     assert manifest.bases(b"g") == versions[:1]
 
 

@@ -104,6 +104,18 @@ class Prefer(StrEnum):
     """Neither side is touched; the conflict stays open."""
 
 
+class Resolution(StrEnum):
+    """How a conflict ended."""
+
+    MERGED = "merged"
+    KEPT = "kept"
+    """Edited on one side, deleted on the other: the edit lives."""
+    SET_ASIDE = "set-aside"
+    DISPLACED = "displaced"
+    """The loser is in the history of the replica that had it."""
+    SKIPPED = "skipped"
+
+
 class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A compare-and-swap on one path of one replica."""
 
@@ -113,6 +125,8 @@ class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     after: tuple[bytes, ...] = ()
     """Paths whose transitions on the same side must not have failed: what is set aside there must
     exist before this one displaces it (I3)."""
+    resolution: Resolution | None = None
+    """How the conflict ended that this settles."""
 
 
 class Action(StrEnum):
@@ -167,18 +181,6 @@ class Problem(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     path: ShownPath
     why: str
-
-
-class Resolution(StrEnum):
-    """How a conflict ended."""
-
-    MERGED = "merged"
-    KEPT = "kept"
-    """Edited on one side, deleted on the other: the edit lives."""
-    SET_ASIDE = "set-aside"
-    DISPLACED = "displaced"
-    """The loser is in the history of the replica that had it."""
-    SKIPPED = "skipped"
 
 
 class Conflict(NamedTuple):

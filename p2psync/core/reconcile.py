@@ -123,7 +123,8 @@ def reconcile(facts: Facts, stamp: Stamp, prefer: Prefer = Prefer.BOTH) -> Plan:
         plan.decided |= verdict.decided
         for side, current in ((plan.ours, pair.ours), (plan.theirs, pair.theirs)):
             if current != verdict.final:
-                side.append(Transition(path, current, verdict.final, after.get(path, ())))
+                step = Transition(path, current, verdict.final, after.get(path, ()), verdict.resolution)
+                side.append(step)
     return plan
 
 

@@ -1,0 +1,47 @@
+"""Retention: which runs' history is to go. Owns the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+DAY_SECONDS = 24 * 3600
+
+
+class Limits(NamedTuple):
+    """How much history is kept."""
+
+    days: float = 30
+    percent: float = 10
+    """Of the disk."""
+
+
+class Kept(NamedTuple):
+    """What is kept from one run."""
+
+    run: str
+    at: float
+    """Seconds since 1970."""
+    size: int
+    """Bytes."""
+
+
+def expired(kept: Iterable[Kept], now: float, disk: int, limits: Limits) -> list[Kept]:
+    """Return what is too old, and the oldest beyond what is too much; never the latest run.
+
+    Args:
+        kept: all runs.
+        now: seconds since 1970.
+        disk: bytes of the whole disk.
+        limits: what may stay.
+    """
+    latest_first = sorted(kept, key=lambda run: (run.at, run.run), reverse=True)
+    gone = []
+    total = 0
+    for number, run in enumerate(latest_first):
+        total += run.size
+        too_old = now - run.at > limits.days * DAY_SECONDS
+        too_much = run.size > 0 and total > disk * limits.percent / 100
+        if number > 0 and (too_old or too_much):
+            gone.append(run)
+    return gone[::-1]
