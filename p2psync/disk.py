@@ -110,6 +110,8 @@ class Root:
 def sweep(root: Root, top: bytes, keep: Callable[[bytes, bytes, int], bool]) -> None:
     """Remove what is below a directory of the sidecar, and the directories that are empty then.
 
+    What cannot be removed, somebody else's for example, stays.
+
     Args:
         root: where `top` is; permissions below do not matter, they are changed.
         top: the directory, which stays.
@@ -117,19 +119,21 @@ def sweep(root: Root, top: bytes, keep: Callable[[bytes, bytes, int], bool]) -> 
     """
     folders = [top]
     for folder in folders:
-        directory = root.directory(folder)
-        for name in map(os.fsencode, os.listdir(directory)):
-            path = join(folder, name)
-            if stat.S_ISDIR(lstat(name, directory).st_mode):
-                change_mode(name, directory, 0o700)
-                folders.append(path)
-            elif not keep(path, name, directory):
-                os.unlink(name, dir_fd=directory)
+        with contextlib.suppress(OSError):
+            directory = root.directory(folder)
+            for name in map(os.fsencode, os.listdir(directory)):
+                path = join(folder, name)
+                if stat.S_ISDIR(lstat(name, directory).st_mode):
+                    folders.append(path)
+                    with contextlib.suppress(OSError):
+                        change_mode(name, directory, 0o700)
+                elif not keep(path, name, directory):
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=directory)
     for folder in reversed(folders[1:]):
         above, name = split(folder)
-        directory = root.directory(above)
         with contextlib.suppress(OSError):  # it holds what was kept
-            os.rmdir(name, dir_fd=directory)
+            os.rmdir(name, dir_fd=root.directory(above))
     root.forget()
 
 

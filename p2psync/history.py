@@ -57,10 +57,11 @@ class History:
         folder, name = split(path)
         with contextlib.suppress(OSError):
             directory = self._reader.directory(b"/".join(filter(None, (b"history", run.encode(), folder))))
-            for kept in _names(name):
-                if not exists(kept, directory):
+            for number, kept in enumerate(_names(name)):
+                if exists(kept, directory):
+                    yield Shelf(directory, kept)
+                elif number:
                     return
-                yield Shelf(directory, kept)
 
     def has(self, run: str) -> bool:
         """Is there a folder of a run of that name?"""

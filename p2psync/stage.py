@@ -20,7 +20,7 @@ from p2psync.core.replica import Content, More, Piece
 from p2psync.disk import OPEN_DIRECTORY, Root, blocks_of, hash_file, open_file, stat_of, sweep, write_all
 from p2psync.errors import ProtocolError
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Stage:
@@ -93,44 +93,54 @@ class Stage:
 
     def fill(self, digest: Digest, blocks: Iterator[bytes]) -> bool:
         """Write contents wherever they are waited for; False if they are not, or not those of `digest`."""
-        paths = self._waiting.get(digest)
-        if paths is None:
-            collections.deque(blocks, maxlen=0)
-            return False
-        if not self._write(paths[0], blocks):
-            return False
-        for path in paths[1:]:
-            with self._opened(paths[0]) as source:
-                self._write(path, blocks_of(source))
-        del self._waiting[digest]
-        return True
-
-    @contextlib.contextmanager
-    def _opened(self, path: bytes) -> Iterator[int]:
-        directory, name = self._parent(path)
-        fd = open_file(name, directory)
+        paths = self._waiting.get(digest, [])
+        whole: int | None = None
+        trouble: OSError | None = None
         try:
-            yield fd
+            for path in paths:
+                try:
+                    fd = self._write(path, blocks if whole is None else _again(whole))
+                except OSError as error:  # no room for it, or no way to it: others may fit
+                    self._trouble[path] = trouble = error
+                    continue
+                if fd is None:
+                    if trouble:  # it took what this one lacks
+                        self._trouble[path] = trouble
+                        continue
+                    break
+                if whole is None:
+                    whole = fd
+                else:
+                    os.close(fd)
         finally:
-            os.close(fd)
+            if whole is not None:
+                os.close(whole)
+        collections.deque(blocks, maxlen=0)
+        if whole is not None:
+            del self._waiting[digest]
+        return whole is not None
 
-    def _write(self, path: bytes, blocks: Iterator[bytes]) -> bool:
-        """Write one file; False if it cannot be, or is not what was wanted."""
+    def _write(self, path: bytes, blocks: Iterator[bytes]) -> int | None:
+        """Write one file and return it open, to be read again; None if that is not what was wanted.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         entry = self._wanted[path]
+        directory, name = self._parent(path)
+        fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
         try:
-            directory, name = self._parent(path)
-            found = _write_file(name, directory, entry, blocks)
-        except OSError as error:  # no room for it: others may fit
-            self._trouble[path] = error
-            found = None
-        if found is None:
-            collections.deque(blocks, maxlen=0)
-            with contextlib.suppress(OSError):
-                os.unlink(split(path)[1], dir_fd=self._parent(path)[0])
-            return False
-        self._trouble.pop(path, None)
-        self._stats[path] = found
-        return True
+            if _write_blocks(fd, blocks, entry):
+                self._stats[path] = _dress(fd, entry)
+                self._trouble.pop(path, None)
+                return fd
+        except OSError:
+            os.unlink(name, dir_fd=directory)
+            os.close(fd)
+            raise
+        os.unlink(name, dir_fd=directory)
+        os.close(fd)
+        return None
 
     # -- what is ready
 
@@ -189,22 +199,22 @@ class Stage:
         return True
 
 
-def _write_file(name: bytes, directory: int, entry: Entry, blocks: Iterator[bytes]) -> Stat | None:
-    """Write a new file; None if it is not what was wanted."""
-    fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
-    try:
-        state, left = xxh3_128(), entry.size
-        for block in blocks:
-            left -= len(block)
-            if left < 0:  # a peer must not fill the disk with what was announced as small
-                return None
-            state.update(block)
-            write_all(fd, block)
-        if state.digest() != entry.digest:
-            return None
-        return _dress(fd, entry)
-    finally:
-        os.close(fd)
+def _write_blocks(fd: int, blocks: Iterator[bytes], entry: Entry) -> bool:
+    """Write the contents of a file; False if they are not what was wanted."""
+    state, left = xxh3_128(), entry.size
+    for block in blocks:
+        left -= len(block)
+        if left < 0:  # a peer must not fill the disk with what was announced as small
+            return False
+        state.update(block)
+        write_all(fd, block)
+    return state.digest() == entry.digest
+
+
+def _again(fd: int) -> Iterator[bytes]:
+    """Yield what is in an open file, from its beginning."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    return blocks_of(fd)
 
 
 def _dress(fd: int, entry: Entry) -> Stat:

@@ -11,6 +11,8 @@ import pytest
 
 from p2psync.history import History
 
+RUN = "20240101-000000"
+
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
@@ -35,8 +37,8 @@ def runs(tmp_path: Path) -> list[Path]:
 def test_each_run_has_a_folder_of_its_own_with_the_paths_as_they_were(
     tmp_path: Path, history: History
 ) -> None:
-    for data in (b"1", b"2"):
-        history.begin_run()
+    for run, data in (("20240101-000000", b"1"), ("20240102-000000", b"2")):
+        history.begin_run(run)
         put_away(history, b"a/b/f", data)
         put_away(history, b"f", data)
     for path in ("a/b/f", "f"):
@@ -44,7 +46,7 @@ def test_each_run_has_a_folder_of_its_own_with_the_paths_as_they_were(
 
 
 def test_a_place_in_the_history_is_never_one_that_is_taken(tmp_path: Path, history: History) -> None:
-    history.begin_run()
+    history.begin_run(RUN)
     names = [b"f", b"f", b"f", b"n" * 255, b"n" * 255]
     for number, name in enumerate(names):
         put_away(history, name, b"%d" % number)
@@ -53,7 +55,7 @@ def test_a_place_in_the_history_is_never_one_that_is_taken(tmp_path: Path, histo
 
 
 def test_a_link_to_nowhere_and_a_folder_take_a_place_too(tmp_path: Path, history: History) -> None:
-    history.begin_run()
+    history.begin_run(RUN)
     shelf, name = history.shelf(b"l")
     os.symlink("nowhere", name, dir_fd=shelf)
     put_away(history, b"d/f", b"in a folder")
@@ -66,7 +68,7 @@ def test_a_link_to_nowhere_and_a_folder_take_a_place_too(tmp_path: Path, history
 
 
 def test_no_way_into_the_history_leads_through_a_link(tmp_path: Path, history: History) -> None:
-    history.begin_run()
+    history.begin_run(RUN)
     shelf, name = history.shelf(b"l")
     (tmp_path / "outside").mkdir()
     os.symlink(tmp_path / "outside", name, dir_fd=shelf)

@@ -167,10 +167,19 @@ def test_what_nobody_waits_for_is_read_to_its_end_and_dropped(tmp_path: Path, st
 
 def test_what_only_the_last_run_waited_for_is_dropped(tmp_path: Path, stage: Stage) -> None:
     expect(stage, {b"p": file(OTHER)})
-    expect(stage, {b"p": file(WANTED)})
+    assert expect(stage, {b"q": file(WANTED)}) == [CONTENT]
     assert not stage.fill(digest(OTHER), iter([OTHER]))
     assert stage.fill(CONTENT.digest, iter([WANTED]))
-    assert in_stage(tmp_path) == {b"p": ready(WANTED)}
+    assert in_stage(tmp_path) == {b"q": ready(WANTED)}
+
+
+def test_what_was_taken_out_is_waited_for_again(tmp_path: Path, stage: Stage) -> None:
+    expect(stage, {b"p": file(WANTED)})
+    receive(stage, whole(WANTED))
+    (tmp_path / "stage" / "p").rename(tmp_path / "taken")
+    assert expect(stage, {b"p": file(WANTED)}) == [CONTENT]
+    with pytest.raises(FileNotFoundError):
+        stage.place(b"p")
 
 
 # -- contents
@@ -253,6 +262,7 @@ def test_no_more_is_written_than_was_announced(
         patch.setattr(os, "write", write)
         assert not stage.fill(digest(LARGE), blocks)
     assert written == [LARGE[:4], LARGE[4:8]]
+    assert list(blocks) == []
     assert in_stage(tmp_path) == {}
 
 
@@ -275,7 +285,7 @@ def test_the_pieces_of_a_file_may_come_in_several_batches(tmp_path: Path, stage:
 DROPPED = {
     "nobody waits for it": in_pieces(OTHER),
     "it is something else": in_pieces(b"LARGE" * 10, claimed=LARGE),
-    "it is longer": [Piece(digest(LARGE), LARGE, More.MORE), *in_pieces(LARGE)],
+    "it is longer": [Piece(digest(LARGE), LARGE + b"x", More.MORE), whole(LARGE)],
     "it is shorter": in_pieces(LARGE[:-1], claimed=LARGE),
     "it is gone": [Piece(digest(LARGE), b"", More.GONE)],
     "it is gone halfway": [*in_pieces(LARGE)[:2], Piece(digest(LARGE), b"", More.GONE)],
@@ -524,6 +534,8 @@ def test_a_link_or_directory_that_cannot_be_made_is_told_and_all_else_is_staged(
         assert caught.value.errno == errno.ENOSPC
         for other in {b"d", b"l", b"p"} - {path}:
             ask(other)
+    expect(stage, {b"d": directory(), b"l": symlink(b"x"), b"p": file(WANTED)})
+    assert stage.place(path)[1] == path
 
 
 def test_a_directory_that_cannot_be_finished_is_told_and_all_others_are_finished(
@@ -646,7 +658,7 @@ NOW_WANTED: dict[str, tuple[Mapping[bytes, Entry], Mapping[bytes, Seen]]] = {
     "a file": ({b"p": file(WANTED)}, {b"p": ready(WANTED)}),
     "a file below": ({b"p/d/f": file(WANTED)}, {b"p": FOLDER, b"p/d": FOLDER, b"p/d/f": ready(WANTED)}),
     "a directory": ({b"p": directory()}, {b"p": FOLDER}),
-    "a link": ({b"p": symlink(b"target")}, {b"p": Seen("symlink", 0, OLD_NS, b"target")}),
+    "a link": ({b"p": symlink(WANTED)}, {b"p": Seen("symlink", 0, OLD_NS, WANTED)}),
     "nothing": ({}, {}),
 }
 """With what is in the stage then."""
@@ -735,7 +747,8 @@ def few_descriptors() -> Iterator[None]:
 def deep(tmp_path: Path, few_descriptors: None) -> Iterator[bytes]:
     """A path longer than the system takes, in more directories than can be open."""
     yield DEEP[-1] + b"/f"
-    subprocess.run(["rm", "-rf", tmp_path / "stage" / ("d" * 40)], check=True)
+    subprocess.run(["chmod", "-R", "u+rwx", tmp_path / "stage"], check=True)
+    subprocess.run(["rm", "-rf", tmp_path / "stage"], check=True)
 
 
 def test_what_is_deeper_than_any_path_is_staged_and_used_by_the_next_run(stage: Stage, deep: bytes) -> None:

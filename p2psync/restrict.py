@@ -1,0 +1,297 @@
+"""What a key may do: `serve` with --restrict-to, --read-only or --append-only, as authorized_keys has it.
+
+Owns what is believed of the command that ssh was asked for, the way to a root that must not lead out of a
+directory, and the refusals of a replica that may only be read. Who holds the key is hostile, here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from p2psync.calls import batches
+from p2psync.core.model import Action, Digest, Entry, Problem, Transition, action_of
+from p2psync.core.paths import SIDECAR, is_reserved, shown
+from p2psync.core.replica import (
+    Applied,
+    Change,
+    Content,
+    Found,
+    Identity,
+    Mark,
+    Name,
+    Piece,
+    Replica,
+    Scanned,
+)
+from p2psync.core.vector import ReplicaId
+from p2psync.disk import OPEN_DIRECTORY, lstat
+from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, ReplicaError
+from p2psync.local import LocalReplica, init
+
+MAX_COMMAND = 32 * 1024
+"""A path of PATH_MAX quotes, quoted for a shell, has 20 KiB."""
+READ_ONLY = "the peer is read-only"
+
+_PROGRAM = re.compile(rb"[^\0-\x1f\x7f]+")
+_ARGUMENTS = re.compile(
+    rb"""(?P<create>--create )?-- (?:(?P<plain>[\w@%+=:,./-]+)|'(?P<quoted>(?:[^']|'"'"')+)')"""
+)
+"""What `connect.connect_ssh` sends after `serve`: its options, and a path as `shlex.quote` writes it."""
+
+
+class RequestError(P2PSyncError):
+    """The key was used for something else than p2psync."""
+
+    exit_code = Exit.USAGE
+
+
+class Request(NamedTuple):
+    """What a p2psync elsewhere asked ssh for."""
+
+    root: bytes
+    create: bool
+
+
+def request(command: bytes) -> Request:
+    """Return what a command asks for: `PROGRAM serve [--create] -- ROOT`. It is never run, nor any of its words.
+
+    Args:
+        command: what ssh was asked for, as sshd puts it into `$SSH_ORIGINAL_COMMAND`. PROGRAM is ignored:
+            the key says what runs.
+
+    Raises:
+        RequestError: it is anything else.
+    """
+    program, _, arguments = command.partition(b" serve ")
+    match = _ARGUMENTS.fullmatch(arguments)
+    if len(command) > MAX_COMMAND or not _PROGRAM.fullmatch(program) or match is None:
+        raise RequestError(f"this key is for p2psync alone; it was used for: {shown(command[:200]) or 'a login'}")
+    root = match["plain"] or match["quoted"].replace(b"""'"'"'""", b"'")
+    return Request(root, match["create"] is not None)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the holder of a key may do."""
+
+    within: bytes | None = None
+    """Only open replicas at or below this directory; None: any."""
+    read_only: bool = False
+    append_only: bool = False
+    """Nothing that was ever there is lost: what is replaced or deleted goes to the history, as always,
+    and a sync through this key does not clean it."""
+
+    def open(self, root: bytes, create: bool) -> Replica:
+        """Open a replica as far as the key allows; with `create`, make it one first if it is none.
+
+        With `within`, the root becomes the working directory of this process.
+
+        Raises:
+            ReplicaError: the key does not allow it, or it cannot be opened.
+            Locked: another run has it.
+        """
+        text, place = os.fsdecode(root), root
+        if self.within is not None:
+            _enter(self.within, root, create and not self.read_only)
+            place = b"."
+        try:
+            if create and not self.read_only:
+                init(place)
+            replica = LocalReplica(place, cleans=not (self.read_only or self.append_only))
+        except NotAReplica as error:
+            if create:
+                raise ReplicaError(f"{text} is not a replica, and {READ_ONLY}: it stays none") from error
+            raise NotAReplica(f"{text} is not a replica") from error
+        except Locked as error:
+            raise Locked(f"another run of p2psync is at work on {text}; try again when it is done") from error
+        if self.within is not None and not _has_manifest_open():
+            replica.close()
+            raise ReplicaError(f"{text} was moved while it was opened; try again")
+        return ReadOnly(replica) if self.read_only else replica
+
+
+# -- the way to a root
+
+
+def _enter(within: bytes, root: bytes, create: bool) -> None:
+    """Make `root` the working directory, if it is at or below `within`.
+
+    Every step is taken from an open directory and across no link (I7), so that what is renamed meanwhile
+    cannot lead outside. LocalReplica wants a path: "." is the one that stays with an open directory, on
+    every system.
+
+    Args:
+        within: the directory; the way to it may have links.
+        root: absolute, or relative to `within`.
+        create: make directories that are missing.
+
+    Raises:
+        NotAReplica: there is no such directory.
+        ReplicaError: the way leads elsewhere.
+    """
+    try:
+        fd = os.open(within, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ReplicaError(f"what the key is restricted to cannot be opened: {error.strerror}") from error
+    try:
+        for name in _names_below(fd, root):
+            above, fd = fd, _step(name, fd, create)
+            os.close(above)
+        os.fchdir(fd)
+    except FileNotFoundError as error:
+        raise NotAReplica(f"{os.fsdecode(root)} is not a replica: there is no such directory") from error
+    except OSError as error:
+        raise ReplicaError(f"{os.fsdecode(root)} cannot be opened: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def _step(name: bytes, fd: int, create: bool) -> int:
+    if create:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=fd)
+    return os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+
+
+def _names_below(fd: int, root: bytes) -> list[bytes]:
+    """Return the names that lead from the open directory to `root`.
+
+    Raises:
+        ReplicaError: it is not at or below the directory, or in a sidecar.
+    """
+    names = [name for name in root.split(b"/") if name not in (b"", b".")]
+    start = _depth_of(fd, names) if root.startswith(b"/") else 0
+    if start is None or b".." in names or any(map(is_reserved, names[start:])):
+        raise ReplicaError(f"{os.fsdecode(root)} is not in the directory that this key is restricted to")
+    return names[start:]
+
+
+def _depth_of(fd: int, names: Sequence[bytes]) -> int | None:
+    """Return how many of `names` lead from `/` to the open directory.
+
+    Whatever is at these names later: only the open directory is used.
+    """
+    wanted = os.fstat(fd)
+    for depth in range(len(names) + 1):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(b"/" + b"/".join(names[:depth])), wanted):
+                return depth
+    return None
+
+
+def _has_manifest_open() -> bool:
+    """Has this process the manifest of the working directory open?
+
+    SQLite makes an absolute path of any: who moved the directory at that moment led it to another one. It
+    would not write to a manifest that is moved later.
+    """
+    sidecar = os.open(SIDECAR, OPEN_DIRECTORY)
+    try:
+        manifest = lstat(b"manifest.db", sidecar)
+    finally:
+        os.close(sidecar)
+    for fd in map(int, os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):  # the one of the listing itself is closed by now
+            if os.path.samestat(os.fstat(fd), manifest):
+                return True
+    return False
+
+
+# -- a replica that may only be read
+
+
+class ReadOnly:
+    """A replica whose tree is not changed. A scan writes what it finds to the manifest, as always.
+
+    What there would be to change is told as problems, so that the other side still gets all that it wants.
+    Transitions that only join versions count as done, and are not: who may only read must not decide what
+    this replica has seen.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        """Take over `replica`."""
+        self._replica = replica
+        self._transitions: Sequence[Transition] = ()
+
+    @property
+    def identity(self) -> Identity:
+        """See `Replica.identity`."""
+        return self._replica.identity
+
+    def scan(self, keep: bool) -> Scanned:
+        """See `Replica.scan`."""
+        return self._replica.scan(keep)
+
+    def mark(self, peer: ReplicaId) -> Mark | None:
+        """See `Replica.mark`, and `acknowledge`."""
+        return self._replica.mark(_reader(peer))
+
+    def changes(self, since: int) -> Iterator[list[Change]]:
+        """See `Replica.changes`."""
+        return self._replica.changes(since)
+
+    def lookup(self, names: Sequence[Name]) -> Found:
+        """See `Replica.lookup`."""
+        return self._replica.lookup(names)
+
+    def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
+        """See `Replica.bases`."""
+        return self._replica.bases(paths)
+
+    def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
+        """See `Replica.texts`."""
+        return self._replica.texts(digests)
+
+    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+        """Take note of what is to be refused."""
+        self._transitions = transitions
+        return []
+
+    def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
+        """See `Replica.read`."""
+        return self._replica.read(digests)
+
+    def stage(self, batches: Iterable[list[Piece]]) -> None:
+        """Refuse: `prepare` lacked nothing.
+
+        Raises:
+            ReplicaError: always.
+        """
+        raise ReplicaError(READ_ONLY)
+
+    def apply(self) -> Iterator[Applied]:
+        """Tell of a problem with each path that would change."""
+        transitions, self._transitions = self._transitions, ()
+        problems = [Problem(t.path, READ_ONLY) for t in transitions if action_of(t) is not Action.NOTHING]
+        if transitions:
+            yield Applied(len(transitions) - len(problems), [])
+        for batch in batches(problems, lambda problem: 100 + len(problem.path)):
+            yield Applied(0, batch)
+
+    def newest(self) -> int:
+        """See `Replica.newest`."""
+        return self._replica.newest()
+
+    def acknowledge(self, peer: Identity, mark: Mark) -> None:
+        """See `Replica.acknowledge`. Readers have marks of their own.
+
+        Nobody proves who they are: a mark for a replica that is synced through another key would hide its
+        changes from this one.
+        """
+        self._replica.acknowledge(msgspec.structs.replace(peer, replica=_reader(peer.replica)), mark)
+
+    def close(self) -> None:
+        """See `Replica.close`."""
+        self._replica.close()
+
+
+def _reader(peer: ReplicaId) -> ReplicaId:
+    """Return the number of a replica as a reader: negative, which no replica's is."""
+    return ReplicaId(~peer)
