@@ -85,6 +85,10 @@ class Newest(_Call, frozen=True):
     pass
 
 
+class Files(_Call, frozen=True):
+    pass
+
+
 class Acknowledge(_Call, frozen=True):
     peer: Identity
     mark: Mark
@@ -106,6 +110,7 @@ AnyCall = (
     | Stage
     | Apply
     | Newest
+    | Files
     | Acknowledge
     | Close
 )
@@ -123,6 +128,7 @@ FAILURES = {
     for kind in (
         errors.ReplicaError,
         errors.NotAReplica,
+        errors.GuardTripped,
         errors.Locked,
         errors.PeerError,
         errors.ProtocolError,

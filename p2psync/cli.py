@@ -16,6 +16,7 @@ from p2psync.errors import Exit, NotAReplica, P2PSyncError
 
 if TYPE_CHECKING:
     from p2psync.config import Peer
+    from p2psync.core.guard import MaxDelete
     from p2psync.local import LocalReplica
 
 _LOCK_WAIT = 10.0
@@ -25,6 +26,7 @@ _EXIT_CODES = {
     Exit.CONFLICTS: "1 done, but conflicts were set aside or some paths have problems",
     Exit.USAGE: "2 wrong usage",
     Exit.FAILED: "3 failed",
+    Exit.GUARD: "4 a guard tripped: nothing was changed",
     Exit.UNREACHABLE: "5 a peer could not be reached",
     Exit.LOCKED: "6 locked by another run",
     Exit.INTERRUPTED: "130 interrupted",
@@ -102,7 +104,18 @@ def _connection_options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
-@cli.command(epilog=_exits(Exit.CONFLICTS, Exit.UNREACHABLE, Exit.LOCKED, ok=_EXIT_CODES[Exit.IN_STEP]))
+def _parse_max_delete(context: click.Context, option: click.Parameter, text: str | None) -> MaxDelete:
+    from p2psync.core.guard import HALF, parse_max_delete
+
+    try:
+        return parse_max_delete(text) if text is not None else HALF
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@cli.command(
+    epilog=_exits(Exit.CONFLICTS, Exit.GUARD, Exit.UNREACHABLE, Exit.LOCKED, ok=_EXIT_CODES[Exit.IN_STEP])
+)
 @click.argument("peers", nargs=-1, metavar="[PEER-OR-ADDRESS]...")
 @click.option("-n", "--dry-run", is_flag=True, help="Only show what would happen; touch nothing.")
 @click.option(
@@ -114,6 +127,14 @@ def _connection_options(command: click.decorators.FC) -> click.decorators.FC:
     " conflict copy; 'skip': both stay as they are.",
 )
 @click.option("--create", is_flag=True, help="Make a peer a replica that is none yet.")
+@click.option(
+    "--max-delete",
+    metavar="N|N%",
+    callback=_parse_max_delete,
+    help="Delete at most so many files, or such a share of them, from any side; else change nothing and exit"
+    " with 4.  [default: 50%, but always up to 20]",
+)
+@click.option("--approve", metavar="PLAN-ID", default="", help="Carry out the plan that was refused, once.")
 @_connection_options
 @click.option(
     "--lock-wait",
@@ -133,6 +154,8 @@ def sync(
     dry_run: bool,
     prefer: str,
     create: bool,
+    max_delete: MaxDelete,
+    approve: str,
     ssh_command: str | None,
     port: int | None,
     remote_command: str | None,
@@ -149,7 +172,7 @@ def sync(
     from p2psync import render, run
     from p2psync.core.model import Prefer
 
-    options = run.Options(Prefer(prefer), dry_run, create, lock_wait)
+    options = run.Options(Prefer(prefer), dry_run, create, lock_wait, max_delete, approve)
     talkative = _is_terminal(2) and not (quiet or as_json)
     try:
         root = _root()
@@ -443,18 +466,44 @@ def _own(root: bytes) -> AbstractContextManager[LocalReplica]:
 
 
 @cli.command(epilog=_exits(Exit.UNREACHABLE, Exit.LOCKED))
-@click.argument("root", type=click.Path(path_type=bytes))
+@click.argument("root", required=False, type=click.Path(path_type=bytes))
 @click.option("--create", is_flag=True, help="Make ROOT a replica if it is none yet.")
+@click.option(
+    "--restrict-to",
+    metavar="PATH",
+    type=click.Path(path_type=bytes),
+    help="Open nothing but PATH and what is below it. Without ROOT, it is what the other side asks for.",
+)
+@click.option("--read-only", is_flag=True, help="Change no file of ROOT.")
+@click.option("--append-only", is_flag=True, help="Keep all of the history of ROOT, however old.")
 @click.pass_context
-def serve(context: click.Context, root: bytes, create: bool) -> None:
+def serve(
+    context: click.Context,
+    root: bytes | None,
+    create: bool,
+    restrict_to: bytes | None,
+    read_only: bool,
+    append_only: bool,
+) -> None:
     """Be the far end of a sync: speak to a p2psync elsewhere over stdin and stdout.
 
-    Started by ssh; not meant to be typed.
-    """
-    from p2psync.run import open_replica
-    from p2psync.serve import serve_stdio
+    Started by ssh; not meant to be typed, except into authorized_keys, to restrict what a key may do:
 
-    context.exit(serve_stdio(root, open_replica, create))
+    \b
+    restrict,command="p2psync serve --restrict-to /srv/notes" ssh-ed25519 AAAA...
+    """
+    from p2psync import restrict
+    from p2psync.run import open_replica
+    from p2psync.serve import Opener, serve_stdio
+
+    opener: Opener = open_replica
+    if restrict_to is not None or read_only or append_only:
+        opener = restrict.Key(restrict_to, read_only, append_only).open
+    if root is None:
+        if restrict_to is None:
+            raise click.UsageError("Missing argument 'ROOT'.", context)
+        root, create = restrict.request(os.environb.get(b"SSH_ORIGINAL_COMMAND", b""))
+    context.exit(serve_stdio(root, opener, create))
 
 
 def main() -> int:

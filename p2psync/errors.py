@@ -6,6 +6,7 @@ why and what to do next.
     ├── ConfigError           2   a peer or setting that makes no sense (in `config`)
     ├── ReplicaError          3   a root or its sidecar cannot be used
     │   └── NotAReplica       3   there is no sidecar
+    ├── GuardTripped          4   it would do too much harm if it were a mistake
     ├── Locked                6   another run has the replica
     └── PeerError             3   the peer did something it must not
         ├── Unreachable       5   it could not be reached, or the connection broke
@@ -26,6 +27,7 @@ class Exit(IntEnum):
     CONFLICTS = 1
     USAGE = 2
     FAILED = 3
+    GUARD = 4
     UNREACHABLE = 5
     LOCKED = 6
     INTERRUPTED = 130
@@ -43,6 +45,12 @@ class ReplicaError(P2PSyncError):
 
 class NotAReplica(ReplicaError):
     """There is no sidecar at the root."""
+
+
+class GuardTripped(P2PSyncError):
+    """It would do too much harm if it were a mistake; nothing was changed."""
+
+    exit_code = Exit.GUARD
 
 
 class Locked(P2PSyncError):

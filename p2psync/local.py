@@ -17,7 +17,17 @@ from p2psync.config import history_limits
 from p2psync.contents import Contents
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Action, Digest, Entry, Kind, Problem, Record, Transition, action_of
+from p2psync.core.model import (
+    Action,
+    Digest,
+    Entry,
+    Kind,
+    Problem,
+    Record,
+    Transition,
+    action_of,
+    needs_content,
+)
 from p2psync.core.paths import SIDECAR, join, split
 from p2psync.core.replica import (
     PIECE_BYTES,
@@ -41,7 +51,7 @@ from p2psync.disk import (
     begin_sync,
     sync_file_system,
 )
-from p2psync.errors import Locked, NotAReplica, ReplicaError
+from p2psync.errors import GuardTripped, Locked, NotAReplica, ReplicaError
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
 from p2psync.scan import Scan, scan
@@ -49,6 +59,12 @@ from p2psync.stage import Stage
 
 BATCH = 1000
 """Changes in a batch, outcomes between two reports of progress."""
+
+
+RESERVE_BYTES = 8 << 20
+"""What stays free on a disk: the manifest has to be written too."""
+ENTRY_BYTES = 4096
+"""What a file takes beside its contents, at most: its end in a block, its name, its row."""
 
 
 def init(root: bytes, name: str | None = None) -> bool:
@@ -262,6 +278,7 @@ class LocalReplica:
 
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
+        self._check_room(transitions)
         self._transitions = transitions
         with _staging():
             wanted = self._stage.expect(transitions)
@@ -278,6 +295,19 @@ class LocalReplica:
                     if not self._stage_own(content, holders.get(content.digest), content.digest in kept)
                 ]
             return missing
+
+    def _check_room(self, transitions: Sequence[Transition]) -> None:
+        """Refuse what would fill the disk, before anything is written."""
+        needed = RESERVE_BYTES + sum(
+            step.wanted.size + ENTRY_BYTES for step in transitions if needs_content(step)
+        )
+        disk = os.fstatvfs(self._root.fd)
+        free = disk.f_bavail * disk.f_frsize
+        if needed > free and any(map(needs_content, transitions)):
+            raise GuardTripped(
+                f"{os.fsdecode(self._path)} has {free >> 20} MiB free, and {needed >> 20} MiB are needed."
+                " Nothing was changed: make room there (`p2psync gc` removes old history) and sync again"
+            )
 
     def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
@@ -420,6 +450,10 @@ class LocalReplica:
     def newest(self) -> int:
         """Return the sequence number of the newest change."""
         return self._manifest.newest()
+
+    def files(self) -> int:
+        """Return how many files there are, as far as the last scan has seen."""
+        return self._manifest.files()
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """Return how far this replica has taken in the changes of `peer`, None if never."""

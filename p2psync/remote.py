@@ -25,6 +25,7 @@ from p2psync.calls import (
     Changes,
     Close,
     Failure,
+    Files,
     GetMark,
     Lookup,
     Newest,
@@ -270,6 +271,10 @@ class RemoteReplica:
     def newest(self) -> int:
         """See `Replica.newest`."""
         return self._ask(Newest(), Count)
+
+    def files(self) -> int:
+        """See `Replica.files`."""
+        return self._ask(Files(), Count)
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """See `Replica.acknowledge`."""

@@ -197,6 +197,8 @@ def _report_result(
     for where, side in sides:
         for problem in side.problems:
             complain(f"{where}: {shown(problem.path)} {problem.why}", "problem")
+    if result.refusal:
+        complain(f"{name}: this would be refused: {result.refusal}", "guard")
     if not quiet:
         print(_summary(name, result, dry_run))
 

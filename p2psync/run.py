@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh
+from p2psync.core.guard import HALF, MaxDelete
 from p2psync.core.model import Prefer
 from p2psync.core.replica import Scanned
-from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
+from p2psync.errors import Exit, GuardTripped, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
 from p2psync.local import LocalReplica, init
 from p2psync.peer import Address, parse_address
 from p2psync.remote import RemoteReplica
@@ -26,7 +27,7 @@ from p2psync.sync import Progress, Result, Session
 RETRY_SECONDS = (0.05, 0.5)
 """Between two tries for a lock, at random: two runs that got in each other's way must not meet again."""
 
-_SEVERITY = (Exit.FAILED, Exit.USAGE, Exit.UNREACHABLE, Exit.LOCKED, Exit.CONFLICTS, Exit.IN_STEP)
+_SEVERITY = (Exit.FAILED, Exit.USAGE, Exit.GUARD, Exit.UNREACHABLE, Exit.LOCKED, Exit.CONFLICTS, Exit.IN_STEP)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Options:
     """Make a peer a replica that is none yet."""
     lock_wait: float = 10.0
     """Seconds to wait for another run to finish."""
+    max_delete: MaxDelete = HALF
+    """How many files may be deleted from a side without a question."""
+    approved: str = ""
+    """The plan that may delete whatever it does."""
 
 
 @dataclass
@@ -58,6 +63,8 @@ class PeerRun:
         """What this peer alone would end the command with."""
         if self.error:
             return Exit(self.error.exit_code)
+        if any(result.refusal for result in self.results):
+            return Exit.GUARD
         conflicts = any(conflict.open for result in self.results for conflict in result.conflicts)
         in_step = self.results[-1].in_step if self.results else True
         return Exit.IN_STEP if in_step and not conflicts else Exit.CONFLICTS
@@ -173,7 +180,7 @@ def _connect(
         return _open_address(address, peer, root, create)
     except NotAReplica as error:
         if known:
-            raise ReplicaError(
+            raise GuardTripped(
                 f"{address} has been a replica and is none now: is the disk mounted?"
                 " Nothing was touched. If it is to begin anew, run `p2psync init` there"
             ) from error
@@ -234,11 +241,12 @@ def _round(
             link.session = Session(home, link.replica, progress)
             link.session.scan(not options.dry_run, home_scanned)
         home_scanned = link.session.home_scanned
-        result = link.session.round(options.prefer, not options.dry_run)
+        limits = (options.max_delete, options.approved)
+        result = link.session.round(options.prefer, not options.dry_run, *limits)
         link.run.results.append(result)
         if result.changed_rules and not options.dry_run:
             link.session.scan(True)
-            link.run.results.append(link.session.round(options.prefer))
+            link.run.results.append(link.session.round(options.prefer, True, *limits))
     except P2PSyncError as error:
         link.run.error = error
     except OSError as error:

@@ -24,6 +24,7 @@ from p2psync.calls import (
     Changes,
     Close,
     Failure,
+    Files,
     GetMark,
     Lookup,
     Newest,
@@ -146,6 +147,8 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return replica.apply()
         case Newest():
             return [replica.newest()]
+        case Files():
+            return [replica.files()]
         case Acknowledge(peer, mark):
             check_paths(mark.pending)
             replica.acknowledge(msgspec.structs.replace(peer, name=plain(peer.name)), mark)

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from xxhash import xxh3_128_digest
 
+from p2psync.core.guard import HALF, MaxDelete, deleted, is_too_much, plan_id
 from p2psync.core.merge import merge
 from p2psync.core.model import (
     Conflict,
@@ -26,9 +27,9 @@ from p2psync.core.model import (
 )
 from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
-from p2psync.core.replica import Home, Identity, Mark, More, Name, Piece, Replica, Scanned
+from p2psync.core.replica import Content, Home, Identity, Mark, More, Name, Piece, Replica, Scanned
 from p2psync.core.vector import Stamp
-from p2psync.errors import PeerError
+from p2psync.errors import GuardTripped, PeerError
 
 BATCH = 5000
 """Paths or contents asked about at once: a message of well under a MiB."""
@@ -69,6 +70,8 @@ class Result:
     left: list[bytes]
     """Paths left for another time."""
     seconds: float
+    refusal: str | None = None
+    """Why it must not be carried out unasked."""
     transferred: int = 0
     """Bytes of contents that went from one side to the other."""
 
@@ -110,12 +113,20 @@ class Session:
         else:
             self.home_scanned, self._peer_scanned = home_scanned, self._replicas[1].scan(keep)
 
-    def round(self, prefer: Prefer, carry_out: bool = True) -> Result:
+    def round(
+        self, prefer: Prefer, carry_out: bool = True, limit: MaxDelete = HALF, approved: str = ""
+    ) -> Result:
         """Bring both sides to the same state.
 
         Args:
             prefer: what becomes of versions that cannot be merged.
             carry_out: False to plan only.
+            limit: how many files may be deleted from a side.
+            approved: the plan that may be carried out whatever it deletes.
+
+        Raises:
+            GuardTripped: it would delete too much, or fill a disk.
+            P2PSyncError: one of the sides cannot go on.
         """
         started = time.monotonic()
         scans = (self.home_scanned, self._peer_scanned)
@@ -127,12 +138,17 @@ class Session:
         plan, texts = self._decide(self._exchange(home, peer), stamp, prefer)
         home.transitions, peer.transitions = plan.ours, plan.theirs
         result = Result(home, peer, plan.conflicts, plan.left, 0)
+        sides = (home, peer)
+        result.refusal = self._guard(sides, limit, approved)
         if carry_out:
+            if result.refusal:
+                raise GuardTripped(result.refusal)
             if plan.decided:
                 self._home.use_stamp(stamp)
-            for side, other in ((home, peer), (peer, home)):
-                result.transferred += self._stage(side, other, texts)
-            self._apply((home, peer))
+            lacking = [side.replica.prepare(side.transitions) if side.transitions else [] for side in sides]
+            for side, other, missing in zip(sides, sides[::-1], lacking, strict=True):
+                result.transferred += self._stage(side, other, missing, texts)
+            self._apply(sides)
             self._acknowledge(home, peer, plan)
         result.seconds = time.monotonic() - started
         return result
@@ -193,13 +209,27 @@ class Session:
             return None
         return merge(base, ours, theirs)
 
+    # -- guard
+
+    def _guard(self, sides: Sequence[Side], limit: MaxDelete, approved: str) -> str | None:
+        """Return why the plan must not be carried out unasked, None if it may."""
+        for side in sides:
+            gone = deleted(side.transitions)
+            if not gone or not is_too_much(gone, files := side.replica.files(), limit):
+                continue
+            name = plan_id((one.identity.replica, one.transitions) for one in sides)
+            if name != approved:
+                return (
+                    f"{gone} of the {files} files in {side.identity.name} would be deleted."
+                    " Nothing was changed. Is a disk not mounted, or a folder moved away?"
+                    f" If they are to go, say so with --approve {name}, or allow more with --max-delete"
+                )
+        return None
+
     # -- stage
 
-    def _stage(self, side: Side, other: Side, texts: dict[Digest, bytes]) -> int:
-        """Bring to `side` all contents that it needs; return how many bytes came from the other."""
-        if not side.transitions:
-            return 0
-        missing = side.replica.prepare(side.transitions)
+    def _stage(self, side: Side, other: Side, missing: Sequence[Content], texts: dict[Digest, bytes]) -> int:
+        """Bring to `side` the contents that it lacks; return how many bytes came from the other."""
         merged = [content.digest for content in missing if content.digest in texts]
         if merged:
             side.replica.stage([Piece(digest, texts[digest], More.LAST)] for digest in merged)

@@ -493,7 +493,7 @@ def test_a_known_peer_that_is_gone_is_not_even_asked_about(tmp_path: Path) -> No
     p2psync(here, "peer", "add", "disk", there)
     p2psync(here, "sync")
     there.rename(tmp_path / "unmounted")
-    ran = on_terminal(here, "sync", answer=b"y\n", code=3)
+    ran = on_terminal(here, "sync", answer=b"y\n", code=4)
     assert "Make it one" not in ran.said
     assert not there.exists()
 

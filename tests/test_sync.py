@@ -105,7 +105,7 @@ def test_everything_deleted_here_is_deleted_there_and_kept_in_the_history(tmp_pa
     for path in here.iterdir():
         if path.name != ".p2psync":
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    p2psync(here, "sync", there)
+    p2psync(here, "sync", "--max-delete", "100%", there)
     assert assert_same(here, there) == {}
     assert files <= history(there)
 
@@ -550,7 +550,7 @@ def test_a_known_peer_that_is_gone_is_never_begun_anew(tmp_path: Path, missing: 
     gone.rename(tmp_path / "unmounted")
     left = snapshot(tmp_path)
     for arguments in ([], ["--create"], ["--create", "disk"]):
-        assert "mounted" in p2psync(here, "sync", *arguments, code=3).err
+        assert "mounted" in p2psync(here, "sync", *arguments, code=4).err
     assert snapshot(tmp_path) == left
     assert (here / "file").exists()
     (tmp_path / "unmounted").rename(gone)

@@ -151,6 +151,7 @@ class Replica(Protocol):
 
         Raises:
             ReplicaError: the stage cannot be written to.
+            GuardTripped: the disk would be full.
         """
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
@@ -164,6 +165,9 @@ class Replica(Protocol):
 
     def newest(self) -> int:
         """Return the sequence number of the newest change; 0: this replica knows nothing yet."""
+
+    def files(self) -> int:
+        """Return how many files there are, as far as the last scan has seen."""
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """Remember how far the changes of `peer` are taken in."""
