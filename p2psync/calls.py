@@ -89,6 +89,19 @@ class Files(_Call, frozen=True):
     pass
 
 
+class GetPoint(_Call, frozen=True):
+    pass
+
+
+class Recalls(_Call, frozen=True):
+    seq: Count
+    nonce: Count
+
+
+class Remint(_Call, frozen=True):
+    peer: AnyReplica
+
+
 class Acknowledge(_Call, frozen=True):
     peer: Identity
     mark: Mark
@@ -111,6 +124,9 @@ AnyCall = (
     | Apply
     | Newest
     | Files
+    | GetPoint
+    | Recalls
+    | Remint
     | Acknowledge
     | Close
 )
@@ -128,6 +144,7 @@ FAILURES = {
     for kind in (
         errors.ReplicaError,
         errors.NotAReplica,
+        errors.Damaged,
         errors.GuardTripped,
         errors.Locked,
         errors.PeerError,

@@ -5,7 +5,8 @@ why and what to do next.
     ├── AddressError          2   an address that means nothing (in `peer`)
     ├── ConfigError           2   a peer or setting that makes no sense (in `config`)
     ├── ReplicaError          3   a root or its sidecar cannot be used
-    │   └── NotAReplica       3   there is no sidecar
+    │   ├── NotAReplica       3   there is no sidecar
+    │   └── Damaged           3   the manifest is no database any more
     ├── GuardTripped          4   it would do too much harm if it were a mistake
     ├── Locked                6   another run has the replica
     └── PeerError             3   the peer did something it must not
@@ -45,6 +46,10 @@ class ReplicaError(P2PSyncError):
 
 class NotAReplica(ReplicaError):
     """There is no sidecar at the root."""
+
+
+class Damaged(ReplicaError):
+    """The manifest is no database any more."""
 
 
 class GuardTripped(P2PSyncError):

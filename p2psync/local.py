@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
+
 from p2psync import history
 from p2psync.apply import Applier
 from p2psync.bases import Bases
@@ -40,18 +42,20 @@ from p2psync.core.replica import (
     More,
     Name,
     Piece,
+    Point,
     Scanned,
 )
 from p2psync.core.retention import Kept, Limits
-from p2psync.core.vector import ReplicaId, Stamp
+from p2psync.core.vector import NOTHING, ReplicaId, Stamp
 from p2psync.disk import (
     OPEN_DIRECTORY,
     OPEN_FILE,
     Root,
     begin_sync,
+    exists,
     sync_file_system,
 )
-from p2psync.errors import GuardTripped, Locked, NotAReplica, ReplicaError
+from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
 from p2psync.scan import Scan, scan
@@ -80,7 +84,7 @@ def init(root: bytes, name: str | None = None) -> bool:
     shown = os.fsdecode(root)
     try:
         sidecar = os.path.join(os.path.realpath(root), SIDECAR)
-        if os.path.exists(os.path.join(sidecar, b"manifest.db")):
+        if _is_sidecar(sidecar):
             return False
         outer = find_root(os.path.dirname(os.path.realpath(root)))
         if outer is not None:
@@ -90,20 +94,45 @@ def init(root: bytes, name: str | None = None) -> bool:
         os.makedirs(sidecar, 0o700, exist_ok=True)
     except OSError as error:
         raise ReplicaError(f"cannot make {shown} a replica: {error.strerror}") from error
-    default = f"{socket.gethostname()}:{os.fsdecode(os.path.basename(os.path.realpath(root)))}"
     # Under another name until it is whole: a manifest that exists is one that can be opened.
     made = os.path.join(sidecar, b"manifest.new")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(made)
-    Manifest.create(made, name or default.encode("utf-8", "replace").decode()).close()
+    Manifest.create(made, name or _default_name(root)).close()
     os.rename(made, os.path.join(sidecar, b"manifest.db"))
     return True
+
+
+def _default_name(root: bytes) -> str:
+    name = f"{socket.gethostname()}:{os.fsdecode(os.path.basename(os.path.realpath(root)))}"
+    return name.encode("utf-8", "replace").decode()
+
+
+def _is_sidecar(folder: bytes) -> bool:
+    """Is it the sidecar of a replica, also of one whose manifest was lost?"""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in (b"manifest.db", b"lock"))
+
+
+def _open_manifest(root: bytes, sidecar: int, lock: bool) -> Manifest:
+    """Open the manifest; make it anew if it was lost or damaged.
+
+    Raises:
+        Damaged: it is, and this is not the one who may mend it.
+    """
+    file = os.path.join(root, SIDECAR, b"manifest.db")
+    try:
+        if exists(b"manifest.db", sidecar) or not lock:
+            return Manifest.open(file)
+    except Damaged:
+        if not lock:
+            raise
+    return Manifest.make_anew(file, _default_name(root))
 
 
 def find_root(start: bytes) -> bytes | None:
     """Return the replica that holds the directory `start`, as git finds a repository; None if none does."""
     folder = os.path.realpath(start)
-    while not os.path.isfile(os.path.join(folder, SIDECAR, b"manifest.db")):
+    while not _is_sidecar(os.path.join(folder, SIDECAR)):
         parent = os.path.dirname(folder)
         if parent == folder:
             return None
@@ -134,9 +163,11 @@ class LocalReplica:
             self._close.callback(self._root.close)
             sidecar = os.open(SIDECAR, OPEN_DIRECTORY, dir_fd=self._root.fd)
             self._close.callback(os.close, sidecar)
+            if not _is_sidecar(os.path.join(root, SIDECAR)):
+                raise FileNotFoundError
             if lock:
                 self._lock(sidecar, shown)
-            self._manifest = Manifest.open(os.path.join(root, SIDECAR, b"manifest.db"))
+            self._manifest = _open_manifest(root, sidecar, lock)
             self._close.callback(self._manifest.close)
             self._stage = Stage(sidecar)
             self._close.callback(self._stage.close)
@@ -146,6 +177,8 @@ class LocalReplica:
             self._close.callback(self._bases.close)
             self.contents = Contents(self._root, self._manifest, self._bases, self._history)
             self._collector = Collector(self._root, self._manifest, self._history, self.contents, self._bases)
+            if lock:
+                self._settle(sidecar)
         except (FileNotFoundError, NotADirectoryError) as error:
             self._close.close()
             raise NotAReplica(f"{shown} is not a replica: `p2psync init {shown}` makes it one") from error
@@ -163,6 +196,21 @@ class LocalReplica:
         self._cleans = cleans
         self._run = 0
         """The sequence number of what was applied last, until it is acknowledged."""
+
+    def _settle(self, sidecar: int) -> None:
+        """Become another replica if this sidecar is a copy, or was put back from one.
+
+        A plain move, also to another machine, or a mount leaves both inodes what they are. Where they mean
+        nothing (FAT), every mount makes another replica: that costs a longer exchange.
+        """
+        stats = (os.fstat(self._root.fd), os.stat("manifest.db", dir_fd=sidecar))
+        place = b"%d %d" % (stats[0].st_ino, stats[1].st_ino)
+        known = self._manifest.place()
+        if place != known:
+            with self._manifest.transaction():
+                if known is not None:
+                    self._manifest.remint(self._manifest.newest())
+                self._manifest.settle(place)
 
     def _lock(self, sidecar: int, shown: str) -> None:
         """Take the lock; the system drops it when the process ends, however it ends."""
@@ -191,7 +239,11 @@ class LocalReplica:
     def scan(self, keep: bool) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
         stamp = self._manifest.next_stamp()
+        anew = self._manifest.is_anew()
         found = scan(self._root, self._manifest, stamp, self._exclude())
+        if anew:
+            found.changes = [_of_unknown_past(record) for record in found.changes]
+            found.problems.append(Problem(SIDECAR, _ANEW))
         self._ignores = found.ignores
         self._any_rules = bool(found.rules)
         told: list[bytes] = []
@@ -199,13 +251,14 @@ class LocalReplica:
             self._manifest.roll_back()
             self._manifest.begin()
             told = self._note(found, stamp)
-        elif found.changes or found.vouched or found.fingerprints or found.special:
+        elif anew or found.changes or found.vouched or found.fingerprints or found.special:
             with self._manifest.transaction():
                 told = self._note(found, stamp)
         return Scanned(found.problems, told, found.rules)
 
     def _note(self, found: Scan, stamp: Stamp) -> list[bytes]:
         """Write the findings of a scan; return the paths that are no entries and were not met before."""
+        self._manifest.set_scanned()
         if found.changes:
             self._manifest.use(stamp)
             self._manifest.record(found.changes)
@@ -451,6 +504,20 @@ class LocalReplica:
         """Return the sequence number of the newest change."""
         return self._manifest.newest()
 
+    def point(self) -> Point:
+        """Return how far this replica's own changes go."""
+        return self._manifest.point()
+
+    def recalls(self, seq: int, nonce: int) -> bool:
+        """Was there ever this change? See `Replica.recalls`."""
+        return self._manifest.recalls(seq, nonce)
+
+    def remint(self, peer: ReplicaId) -> Identity:
+        """Become another replica; see `Replica.remint`."""
+        with self._manifest.transaction():
+            self._manifest.remint(self._manifest.acknowledged_by(peer))
+        return self.identity
+
     def files(self) -> int:
         """Return how many files there are, as far as the last scan has seen."""
         return self._manifest.files()
@@ -491,6 +558,18 @@ class LocalReplica:
             before = self._manifest.bases(change.path)[-1:]
             expected = before[0] if before else None
             yield change.path, action_of(Transition(change.path, expected, change.entry))
+
+
+_ANEW = (
+    "the manifest was lost or damaged and has been made anew: what is the same as on a peer is taken for the"
+    " same, what differs is kept beside it, nothing is taken for deleted"
+)
+
+
+def _of_unknown_past(record: Record) -> Record:
+    """What was found when nothing was known: nobody can tell which versions it follows."""
+    entry = msgspec.structs.replace(record.row.entry, version=NOTHING, revision=0)
+    return record._replace(row=record.row._replace(entry=entry))
 
 
 def _displaced(record: Record) -> int:

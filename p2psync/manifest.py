@@ -12,17 +12,19 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Row, Stat
 from p2psync.core.paths import join, split
-from p2psync.core.replica import Change, Identity, Mark
+from p2psync.core.replica import Change, Identity, Mark, Point
 from p2psync.core.revert import Changed
-from p2psync.core.vector import ReplicaId, Stamp, Version
-from p2psync.errors import ReplicaError
+from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
+from p2psync.errors import Damaged, ReplicaError
+
+_T = TypeVar("_T")
 
 SCHEMA_VERSION = 1
 BASES = 8
@@ -61,8 +63,11 @@ CREATE TABLE peer (
     replica INTEGER PRIMARY KEY, name TEXT NOT NULL, address BLOB NOT NULL DEFAULT x'',
     synced_at INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0, mark BLOB);
 CREATE TABLE skipped (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE nonce (seq INTEGER PRIMARY KEY, nonce INTEGER NOT NULL);
 """
 
+_DAMAGED = b".damaged"
+"""Ends the name of a file that tells that the manifest is."""
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
 _KINDS = list(Kind)
@@ -79,6 +84,10 @@ class PeerRecord(NamedTuple):
     """Seconds since 1970; None: never in step."""
     acknowledged: int
     """This replica's sequence number then: all up to it, the other has too."""
+
+
+RECALLED = 100_000
+"""Changes of its own that a replica recalls: who has not met it for so many takes it for a copy."""
 
 
 class Run(NamedTuple):
@@ -143,19 +152,60 @@ class Manifest:
         """Open an existing manifest.
 
         Raises:
-            ReplicaError: it is not there, damaged, or of a newer p2psync.
+            Damaged: it is no manifest any more.
+            ReplicaError: it is not there, cannot be used, or is of a newer p2psync.
         """
         if not os.path.exists(file):
             raise ReplicaError(f"the sidecar has no manifest: {os.fsdecode(file)}")
+        if os.path.exists(file + _DAMAGED):
+            raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
+        died = os.path.exists(file + b"-wal")
         database = _connect(file)
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA_VERSION:
+        try:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version > SCHEMA_VERSION:
+                raise ReplicaError(
+                    f"the manifest {os.fsdecode(file)} has format {version}, this p2psync knows"
+                    f" {SCHEMA_VERSION}: upgrade p2psync"
+                )
+            if version < SCHEMA_VERSION or (died and not _is_sound(database)):
+                raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
+            setattr(database, "file", file)  # noqa: B010 - of _Database
+        except ReplicaError:
             database.close()
-            raise ReplicaError(
-                f"the manifest {os.fsdecode(file)} has format {version}, this p2psync knows {SCHEMA_VERSION}:"
-                " upgrade p2psync"
-            )
+            raise
         return cls(database)
+
+    @classmethod
+    def make_anew(cls, file: bytes, name: str) -> Manifest:
+        """Put a damaged manifest aside, if there is one, and make a new one that knows nothing.
+
+        Raises:
+            ReplicaError: SQLite cannot write there.
+            OSError: it cannot be put aside.
+        """
+        aside = b"%s.damaged-%d" % (file, time.time())
+        for end in (b"-wal", b"-shm", b""):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(file + end, aside + end)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file + b".new")
+        manifest = cls.create(file + b".new", name)
+        with manifest.transaction():
+            manifest._db.execute("INSERT INTO meta VALUES ('anew', 1)")
+        manifest.close()
+        os.rename(file + b".new", file)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file + _DAMAGED)
+        return cls.open(file)
+
+    def is_anew(self) -> bool:
+        """Was it made anew, and the tree not scanned since?"""
+        return self._db.execute("SELECT 1 FROM meta WHERE key = 'anew'").fetchone() is not None
+
+    def set_scanned(self) -> None:
+        """The tree has been scanned."""
+        self._db.execute("DELETE FROM meta WHERE key = 'anew'")
 
     def close(self) -> None:
         """Close; what was not committed is forgotten."""
@@ -205,9 +255,57 @@ class Manifest:
         """Return the sequence number of the newest change."""
         return self._number("seq")
 
+    def point(self) -> Point:
+        """Return how far the changes go."""
+        seq = self.newest()
+        found = self._db.execute("SELECT nonce FROM nonce WHERE seq = ?", (seq,)).fetchone()
+        return Point(seq, found[0] if found else 0, self._number("tick"))
+
+    def recalls(self, seq: int, nonce: int) -> bool:
+        """Was there ever this change?"""
+        return seq == 0 or (seq, nonce) in self._db.execute("SELECT * FROM nonce WHERE seq = ?", (seq,))
+
+    def place(self) -> bytes | None:
+        """Return where the manifest was when it got its identity; None if that is not known."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'place'").fetchone()
+        return found[0] if found else None
+
+    def settle(self, place: bytes) -> None:
+        """Remember where the manifest is."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('place', ?)", (place,))
+
+    def remint(self, since: int) -> None:
+        """Become another replica.
+
+        Versions marked by the old one, and recorded after sequence number `since`, are marked by the new one,
+        as what follows the last version from before: the old mark may stand for something else elsewhere.
+        """
+        old = ReplicaId(self._number("replica"))
+        for key in ("replica", "epoch"):
+            self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (secrets.randbits(63) or 1, key))
+        stamp = self.next_stamp()
+        self.use(stamp)
+        renewed = []
+        for path, entry in self.changes(since):
+            if entry.version.tick_of(old):
+                before = [
+                    v.entry.version for v in self.versions(path) if v.seq is not None and v.born <= since
+                ]
+                version = (before or [NOTHING])[-1].bump(stamp)
+                renewed.append((version.encode(), self._directory_id(split(path)[0]), split(path)[1]))
+        self._db.executemany("UPDATE entry SET version = ? WHERE directory = ? AND name = ?", renewed)
+
+    def acknowledged_by(self, peer: ReplicaId) -> int:
+        """Return the sequence number up to which `peer` has taken in the changes, as far as is known."""
+        found = self._db.execute("SELECT acknowledged FROM peer WHERE replica = ?", (peer,)).fetchone()
+        return int(found[0]) if found else 0
+
     def _next_seq(self) -> int:
         self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
-        return self._number("seq")
+        seq = self._number("seq")
+        self._db.execute("INSERT INTO nonce VALUES (?, ?)", (seq, secrets.randbits(63)))
+        self._db.execute("DELETE FROM nonce WHERE seq = ?", (seq - RECALLED,))
+        return seq
 
     def _meta(self, key: str) -> object:
         (value,) = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -503,6 +601,55 @@ class Manifest:
         """Remember where texts are kept."""
         self._db.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", extents)
 
+    # -- what a check looks at
+
+    def faults(self) -> list[str]:
+        """Return what SQLite finds wrong with its file."""
+        try:
+            return [line for (line,) in self._db.execute("PRAGMA integrity_check").fetchall() if line != "ok"]
+        except (ReplicaError, sqlite3.DatabaseError) as error:
+            return [str(error)]
+
+    def clock(self) -> int:
+        """Return the last tick issued."""
+        return self._number("tick")
+
+    def homeless(self) -> list[bytes]:
+        """Return the names of rows that belong to no folder."""
+        found = self._db.execute(
+            "SELECT CAST(name AS BLOB) FROM entry WHERE directory NOT IN (SELECT id FROM directory)"
+        )
+        return [name for (name,) in found]
+
+    def all_rows(self) -> Iterator[tuple[bytes, Row | None]]:
+        """Yield every path and its row, folder by folder; None: it cannot be decoded."""
+        found = self._db.execute(
+            f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy,"
+            " CAST(path AS BLOB), CAST(name AS BLOB), typeof(name)"
+            " FROM directory JOIN entry ON entry.directory = directory.id ORDER BY path"
+        )
+        return (
+            (join(columns[12], columns[13]), _decoded(_row, columns) if columns[14] == "blob" else None)
+            for columns in found
+        )
+
+    def all_remembered(self) -> Iterator[tuple[bytes, Entry | None]]:
+        """Yield every earlier version and its path; None: it cannot be decoded."""
+        found = self._db.execute(f"SELECT {_ENTRY}, CAST(path AS BLOB) FROM remembered ORDER BY path, seq")
+        return ((columns[8], _decoded(_entry, columns)) for columns in found)
+
+    def all_kept(self) -> Iterator[Extent]:
+        """Yield where all texts are kept, in the order of the file."""
+        return map(Extent._make, self._db.execute("SELECT * FROM kept ORDER BY offset"))
+
+    def add_repair(self, records: Sequence[Record], run: Run) -> None:
+        """Vouch for files whose bytes were put back, and remember the run, under a number of its own.
+
+        Their entries stay what they are: nothing about them is new to others, or could be undone.
+        """
+        self.vouch(records)
+        self.add_run(run._replace(seq=self._next_seq()), ())
+
     # -- peers
 
     def mark(self, peer: ReplicaId) -> Mark | None:
@@ -541,30 +688,56 @@ class Manifest:
         ]
 
 
+class _Cursor(sqlite3.Cursor):
+    """A cursor whose errors are told as what they are to a user: the sidecar's."""
+
+    def __next__(self) -> Any:  # noqa: ANN401
+        with _told(self.connection):
+            return super().__next__()
+
+    def fetchone(self) -> Any:  # noqa: ANN401
+        with _told(self.connection):
+            return super().fetchone()
+
+
 class _Database(sqlite3.Connection):
-    """A connection whose errors are told as what they are to a user: the sidecar's."""
+    """A connection with such cursors."""
+
+    file: bytes = b""
+
+    def cursor(self, factory: Any = _Cursor) -> Any:  # noqa: ANN401
+        return super().cursor(factory)
 
     def execute(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
-        try:
+        with _told(self):
             return super().execute(*args)
-        except sqlite3.Error as error:
-            raise _unusable(error) from error
 
     def executemany(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
-        try:
+        with _told(self):
             return super().executemany(*args)
-        except sqlite3.Error as error:
-            raise _unusable(error) from error
 
 
-def _unusable(error: sqlite3.Error) -> ReplicaError:
-    advice = ""
-    if type(error) is sqlite3.DatabaseError:  # none of its kinds: the file itself is damaged
-        advice = (
-            ". Move .p2psync away and run `p2psync init`: what is the same on both sides is adopted, what"
-            " differs is kept as a conflict, nothing is deleted"
-        )
-    return ReplicaError(f"the manifest cannot be used: {error}{advice}")
+class _told:  # noqa: N801 - a class, for it is entered for every row
+    """Turns errors of SQLite into ours; a damaged file is marked as such for the next run."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, sqlite3.Error):
+            return
+        if type(error) is not sqlite3.DatabaseError:  # none of its kinds: the file itself is damaged
+            raise ReplicaError(f"the manifest cannot be used: {error}") from error
+        file = getattr(self._connection, "file", b"")
+        if file:
+            with contextlib.suppress(OSError):
+                os.close(os.open(file + _DAMAGED, os.O_WRONLY | os.O_CREAT, 0o600))
+        raise Damaged(f"the manifest is damaged: {error}; the next sync makes it anew") from error
 
 
 def _connect(file: bytes) -> sqlite3.Connection:
@@ -574,7 +747,7 @@ def _connect(file: bytes) -> sqlite3.Connection:
             os.fsdecode(file), timeout=10, isolation_level=None, check_same_thread=False, factory=_Database
         )
     except sqlite3.Error as error:
-        raise _unusable(error) from error
+        raise ReplicaError(f"the manifest cannot be used: {error}") from error
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
@@ -585,6 +758,13 @@ def _connect(file: bytes) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _is_sound(database: sqlite3.Connection) -> bool:
+    try:
+        return bool(database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+    except Damaged:
+        return False
 
 
 def _entry_columns(entry: Entry) -> tuple[object, ...]:
@@ -612,6 +792,13 @@ def _entry(columns: Sequence[Any]) -> Entry:
         mtime_ns=mtime_ns,
         target=target,
     )
+
+
+def _decoded(decode: Callable[[Sequence[Any]], _T], columns: Sequence[Any]) -> _T | None:
+    try:
+        return decode(columns)
+    except (ValueError, IndexError, TypeError):
+        return None
 
 
 def _row(columns: Sequence[Any]) -> Row:

@@ -27,10 +27,13 @@ from p2psync.calls import (
     Failure,
     Files,
     GetMark,
+    GetPoint,
     Lookup,
     Newest,
     Prepare,
     Read,
+    Recalls,
+    Remint,
     Scan,
     Stage,
     Texts,
@@ -53,6 +56,7 @@ from p2psync.core.replica import (
     Mark,
     Name,
     Piece,
+    Point,
     Scanned,
 )
 from p2psync.core.vector import ReplicaId
@@ -275,6 +279,20 @@ class RemoteReplica:
     def files(self) -> int:
         """See `Replica.files`."""
         return self._ask(Files(), Count)
+
+    def point(self) -> Point:
+        """See `Replica.point`."""
+        return self._ask(GetPoint(), Point)
+
+    def recalls(self, seq: int, nonce: int) -> bool:
+        """See `Replica.recalls`."""
+        return self._ask(Recalls(seq, nonce), bool)
+
+    def remint(self, peer: ReplicaId) -> Identity:
+        """See `Replica.remint`."""
+        identity = self._ask(Remint(peer), Identity)
+        self.identity = msgspec.structs.replace(identity, name=plain(identity.name))
+        return self.identity
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """See `Replica.acknowledge`."""

@@ -18,6 +18,7 @@ from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.guard import HALF, MaxDelete
 from p2psync.core.model import Prefer
 from p2psync.core.replica import Scanned
+from p2psync.core.vector import ReplicaId
 from p2psync.errors import Exit, GuardTripped, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
 from p2psync.local import LocalReplica, init
 from p2psync.peer import Address, parse_address
@@ -142,6 +143,8 @@ class _Link:
     run: PeerRun
     replica: RemoteReplica | None = None
     session: Session | None = None
+    identity: ReplicaId | None = None
+    """Who answered at the address."""
     seen: int = 0
     """The newest change here that the peer has got."""
 
@@ -159,6 +162,7 @@ def _open(
     try:
         link.replica = _connect(peer, root, options, peer.address in met, confirm)
         opened.callback(link.replica.close)
+        link.identity = link.replica.identity.replica
         if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
             home.met(link.replica.identity.replica, peer.address)
     except P2PSyncError as error:
@@ -251,6 +255,9 @@ def _round(
         link.run.error = error
     except OSError as error:
         link.run.error = ReplicaError(str(error))
+    identity = link.replica.identity.replica
+    if not options.dry_run and identity != link.identity:  # it has become another
+        home.met(identity, link.run.peer.address)
     link.seen = home.newest()
     link.run.sent, link.run.received = link.replica.traffic
     return home_scanned

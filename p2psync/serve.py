@@ -26,10 +26,13 @@ from p2psync.calls import (
     Failure,
     Files,
     GetMark,
+    GetPoint,
     Lookup,
     Newest,
     Prepare,
     Read,
+    Recalls,
+    Remint,
     Scan,
     Stage,
     Texts,
@@ -147,6 +150,12 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return replica.apply()
         case Newest():
             return [replica.newest()]
+        case GetPoint():
+            return [replica.point()]
+        case Recalls(seq, nonce):
+            return [replica.recalls(seq, nonce)]
+        case Remint(peer):
+            return [replica.remint(peer)]
         case Files():
             return [replica.files()]
         case Acknowledge(peer, mark):

@@ -29,7 +29,7 @@ from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
 from p2psync.core.replica import Content, Home, Identity, Mark, More, Name, Piece, Replica, Scanned
 from p2psync.core.vector import Stamp
-from p2psync.errors import GuardTripped, PeerError
+from p2psync.errors import GuardTripped
 
 BATCH = 5000
 """Paths or contents asked about at once: a message of well under a MiB."""
@@ -95,10 +95,7 @@ class Session:
         self._replicas: tuple[Replica, Replica] = (home, peer)
         self._progress = progress
         if home.identity.replica == peer.identity.replica:
-            raise PeerError(
-                "both sides are the same replica, or one is a copy of the other made with its sidecar:"
-                " remove .p2psync in the copy and run `p2psync init` there"
-            )
+            peer.remint(home.identity.replica)  # both are open, so one is a copy of the other
 
     def scan(self, keep: bool, home_scanned: Scanned | None = None) -> None:
         """Find out what changed on both sides.
@@ -129,6 +126,8 @@ class Session:
             P2PSyncError: one of the sides cannot go on.
         """
         started = time.monotonic()
+        if carry_out:
+            self._recognise()
         scans = (self.home_scanned, self._peer_scanned)
         home, peer = (Side(r, r.identity, scanned) for r, scanned in zip(self._replicas, scans, strict=True))
         home.problems += home.scanned.problems
@@ -152,6 +151,15 @@ class Session:
             self._acknowledge(home, peer, plan)
         result.seconds = time.monotonic() - started
         return result
+
+    # -- identity
+
+    def _recognise(self) -> None:
+        """Have a side that is a copy, or an older state, of what the other has met become another replica."""
+        for side, other in (self._replicas, self._replicas[::-1]):
+            mark = other.mark(side.identity.replica)
+            if mark and mark.epoch == side.identity.epoch and not side.recalls(mark.seq, mark.nonce):
+                side.remint(other.identity.replica)
 
     # -- exchange
 
@@ -269,9 +277,10 @@ class Session:
         failed = {problem.path for side in (home, peer) for problem in side.problems}
         touched = {transition.path for side in (home, peer) for transition in side.transitions}
         pending = sorted({*plan.left, *(failed & touched)})
-        newest = {side.identity.replica: side.replica.newest() for side in (home, peer)}
+        points = {side.identity.replica: side.replica.point() for side in (home, peer)}
         for side, other in ((home, peer), (peer, home)):
-            mark = Mark(other.identity.epoch, newest[other.identity.replica], _rules(side, other), pending)
+            point = points[other.identity.replica]
+            mark = Mark(other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce)
             side.replica.acknowledge(other.identity, mark)
 
 

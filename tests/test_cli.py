@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -541,7 +542,7 @@ def test_json_tells_of_each_peers_error(tmp_path: Path) -> None:
     [
         ("locked", 6),
         ("no replica", 3),
-        ("damaged", 3),
+        ("too new", 3),
         ("bad address", 2),
         ("no peer", 2),
     ],
@@ -550,8 +551,10 @@ def test_json_is_printed_even_when_nothing_can_be_done(tmp_path: Path, case: str
     here, there = replica(tmp_path / "here"), replica(tmp_path / "there")
     at = tmp_path if case == "no replica" else here
     arguments = {"no peer": [], "bad address": ["ftp://x/y"]}.get(case, [str(there)])
-    if case == "damaged":
-        (here / ".p2psync/manifest.db").write_bytes(b"no database" * 1000)
+    if case == "too new":
+        with sqlite3.connect(here / ".p2psync/manifest.db") as database:
+            database.execute("PRAGMA user_version = 99")
+        database.close()
     with locked(here if case == "locked" else there):
         ran = p2psync(at, "sync", "--lock-wait", "0", "--json", *arguments, code=code)
     assert ran.json.keys() >= KEYS

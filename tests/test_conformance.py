@@ -15,8 +15,8 @@ from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import PIECE_BYTES, Content, Identity, Mark, More, Name, Piece, Replica
-from p2psync.core.vector import ReplicaId
-from p2psync.errors import Locked, NotAReplica, ReplicaError
+from p2psync.core.vector import NOTHING, ReplicaId
+from p2psync.errors import Locked, NotAReplica
 from p2psync.local import LocalReplica
 from p2psync.peer import Address
 from p2psync.run import open_replica
@@ -104,6 +104,13 @@ def waiting(replica: Replica, **wanted: bytes) -> list[Content]:
     return replica.prepare([Transition(name.encode(), None, file(data)) for name, data in wanted.items()])
 
 
+def scanned_identity(root: Path) -> ReplicaId:
+    """Scan the replica at `root`; return its id."""
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        return replica.identity.replica
+
+
 # -- identity and lock
 
 
@@ -137,10 +144,54 @@ def test_what_is_no_replica_is_said_to_be_none(tmp_path: Path, connect: Connect)
 
 
 @here_and_in_a_fork
-def test_a_manifest_of_nonsense_is_an_error_of_the_replica(root: Path, connect: Connect) -> None:
+def test_a_manifest_of_nonsense_is_made_anew(root: Path, connect: Connect) -> None:
+    make_tree(root, {b"f": b"1"})
+    before = scanned_identity(root)
     (root / ".p2psync" / "manifest.db").write_bytes(b"nonsense" * 1000)
-    with pytest.raises(ReplicaError, match="manifest"), connect(root):
-        pass
+    with connect(root) as replica:
+        assert replica.identity.replica != before
+        (problem,) = replica.scan(keep=True).problems
+        assert "made anew" in problem.why
+        assert entries(replica)[b"f"].version == NOTHING
+        assert replica.scan(keep=True).problems == []
+    assert list((root / ".p2psync").glob("manifest.db.damaged-*"))
+
+
+@here_and_in_a_fork
+def test_a_replica_recalls_its_own_changes_and_no_others(root: Path, connect: Connect) -> None:
+    with connect(root) as replica:
+        assert replica.recalls(0, 0)
+        make_tree(root, {b"f": b"1"})
+        replica.scan(keep=True)
+        first = replica.point()
+        make_tree(root, {b"f": b"2"})
+        replica.scan(keep=True)
+        assert replica.point().seq > first.seq
+        assert replica.recalls(first.seq, first.nonce)
+        assert not replica.recalls(first.seq, first.nonce + 1)
+        assert not replica.recalls(replica.point().seq + 1, first.nonce)
+
+
+@here_and_in_a_fork
+def test_a_replica_that_becomes_another_marks_its_versions_anew(root: Path, connect: Connect) -> None:
+    make_tree(root, {b"f": b"1"})
+    with connect(root) as replica:
+        replica.scan(keep=True)
+        before, entry = replica.identity, entries(replica)[b"f"]
+        after = replica.remint(ReplicaId(5))
+        assert replica.identity == after
+        assert (after.replica == before.replica, after.epoch == before.epoch) == (False, False)
+        renewed = entries(replica)[b"f"]
+        assert not (entry.version <= renewed.version or renewed.version <= entry.version)
+        assert renewed.same_content(entry)
+
+
+@here_and_in_a_fork
+def test_files_are_counted(root: Path, connect: Connect) -> None:
+    make_tree(root, {b"d/f": b"1", b"g": b"2", b"l": Link(b"g")})
+    with connect(root) as replica:
+        replica.scan(keep=True)
+        assert replica.files() == 2
 
 
 # -- what has changed

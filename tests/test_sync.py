@@ -597,15 +597,6 @@ def test_all_the_machine_overlaps_with_every_replica() -> None:
     assert run._overlap(b"/", b"/somewhere/here")
 
 
-def test_a_copy_made_with_its_sidecar_is_refused(tmp_path: Path) -> None:
-    here = replica(tmp_path / "here", {"file": "x"})
-    shutil.copytree(here, tmp_path / "copy", symlinks=True)
-    write(tmp_path / "copy" / "file", "edited")
-    ran = p2psync(here, "sync", tmp_path / "copy", code=3)
-    assert "copy" in ran.err
-    assert contents(here) == {"file": b"x"}
-
-
 # -- several peers
 
 

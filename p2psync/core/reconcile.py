@@ -145,11 +145,23 @@ class _Judge:
             return Verdict(known) if known else None
         if ours.same_content(theirs):
             return Verdict(_join(ours, theirs))
+        if not (ours.version and theirs.version):
+            return self._recognise(ours, theirs)
         if ours.version != theirs.version:  # equal versions of unlike contents break I1: a conflict
             if ours.version <= theirs.version:
                 return Verdict(theirs)
             if theirs.version <= ours.version:
                 return Verdict(ours)
+        return self._dispute(ours, theirs)
+
+    def _recognise(self, ours: Entry, theirs: Entry) -> Verdict:
+        """Judge a version without a past, of a manifest made anew: has the other side had it before?"""
+        unknown, known = (theirs, ours) if ours.version else (ours, theirs)
+        if self.path not in self.facts.bases:
+            self.questions.bases.add(self.path)
+        bases = self.facts.bases.get(self.path, ())
+        if any(base.same_content(unknown) and base.version <= known.version for base in bases):
+            return Verdict(known)
         return self._dispute(ours, theirs)
 
     def _dispute(self, ours: Entry, theirs: Entry) -> Verdict:

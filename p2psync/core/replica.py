@@ -44,6 +44,17 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     """Fingerprint of all ignore rules in force; empty: there are none."""
 
 
+class Point(msgspec.Struct, frozen=True, array_like=True):
+    """How far a replica's own changes go."""
+
+    seq: Count
+    """Of the newest change; 0: it knows nothing yet."""
+    nonce: Count
+    """Random, made with that change: a copy or an old state of the replica has another there, or none."""
+    tick: Count
+    """The largest that it ever used."""
+
+
 class Mark(msgspec.Struct, frozen=True, array_like=True):
     """How far a replica has taken in the changes of another."""
 
@@ -53,6 +64,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     """The rules of both sides at the time: other rules may show other paths."""
     pending: list[bytes] = []
     """Paths that were left behind all the same."""
+    nonce: Count = 0
+    """Of the change `seq`."""
 
 
 class Change(NamedTuple):
@@ -168,6 +181,19 @@ class Replica(Protocol):
 
     def files(self) -> int:
         """Return how many files there are, as far as the last scan has seen."""
+
+    def point(self) -> Point:
+        """Return how far this replica's own changes go."""
+
+    def recalls(self, seq: int, nonce: int) -> bool:
+        """Was there ever this change? If not, this is a copy of who made it, or an older state."""
+
+    def remint(self, peer: ReplicaId) -> Identity:
+        """Become another replica, since the present identity belongs to another state; return the new one.
+
+        What was marked since the last sync with `peer`, and might have been marked so elsewhere, is marked
+        anew.
+        """
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """Remember how far the changes of `peer` are taken in."""

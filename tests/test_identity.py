@@ -1,0 +1,289 @@
+"""A replica that was copied, put back from a backup, or lost its manifest: nothing is lost or undone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from p2psync.core.model import Prefer
+from p2psync.local import LocalReplica
+from tests.support import contents_of, history, make_tree, new_replica, opened, snapshot, sync, write
+
+Break = Callable[[Path, Path], None]
+"""Does something to the replica at the first path, of which an earlier state was copied to the second."""
+
+
+def copy(source: Path, target: Path) -> None:
+    """As `cp -a` does."""
+    shutil.copytree(source, target, symlinks=True)
+
+
+def settle(*roots: Path) -> None:
+    """Sync until there is nothing more to do."""
+    for _ in range(3):
+        for one, other in itertools.combinations(roots, 2):
+            sync(one, other)
+    quiet = [sync(one, other) for one, other in itertools.combinations(roots, 2)]
+    assert not any(result.local.transitions or result.peer.transitions for result in quiet)
+    assert len({tuple(snapshot(root).items()) for root in roots}) == 1
+
+
+def identity(root: Path) -> int:
+    with opened(root) as replica:
+        return replica.identity.replica
+
+
+def everything(*roots: Path) -> set[bytes]:
+    """Return all contents that are in the trees or the histories."""
+    return contents_of(roots).union(*(history(root) for root in roots))
+
+
+def manifest_of(root: Path) -> Path:
+    return root / ".p2psync" / "manifest.db"
+
+
+# -- copies
+
+
+def test_a_copy_becomes_a_replica_of_its_own_and_the_original_stays_what_it_is(tmp_path: Path) -> None:
+    original = new_replica(tmp_path / "original", {b"f": b"1"})
+    before = identity(original)
+    copy(original, tmp_path / "copy")
+    assert identity(tmp_path / "copy") != before
+    assert identity(original) == before
+    assert identity(tmp_path / "copy") == identity(tmp_path / "copy")
+
+
+def test_a_replica_that_moves_stays_what_it_is(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root")
+    before = identity(root)
+    root.rename(tmp_path / "moved")
+    assert identity(tmp_path / "moved") == before
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_edits_of_a_copy_and_its_original_are_told_apart(tmp_path: Path, order: Sequence[int]) -> None:
+    original, third = new_replica(tmp_path / "original", {b"f": b"base", b"g": b"base"}), tmp_path / "third"
+    sync(original, new_replica(third))
+    copy(original, tmp_path / "copy")
+    make_tree(original, {b"f": b"of the original", b"new": b"new"})
+    make_tree(tmp_path / "copy", {b"f": b"of the copy"})
+    (tmp_path / "copy" / "g").unlink()
+    pairs = [(original, third), (tmp_path / "copy", third), (original, tmp_path / "copy")]
+    for number in order:
+        sync(*pairs[number])
+    settle(original, tmp_path / "copy", third)
+    assert contents_of([third]) == {b"of the original", b"of the copy", b"new"}
+
+
+def test_a_copy_that_cannot_be_told_by_its_place_is_told_by_what_it_recalls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images of one disk: their inodes are the same."""
+    monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)
+    original, third = new_replica(tmp_path / "original", {b"f": b"base"}), new_replica(tmp_path / "third")
+    sync(original, third)
+    copy(original, tmp_path / "copy")
+    make_tree(original, {b"f": b"of the original"})
+    make_tree(tmp_path / "copy", {b"f": b"of the copy"})
+    sync(original, third)
+    settle(tmp_path / "copy", third)
+    assert contents_of([third]) == {b"of the original", b"of the copy"}
+
+
+# -- backups
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(2))))
+def test_a_backup_that_was_put_back_takes_over_what_came_since(
+    tmp_path: Path, in_place: bool, order: Sequence[int]
+) -> None:
+    root, others = new_replica(tmp_path / "root", {b"f": b"1", b"g": b"1"}), []
+    for name in ("one", "two"):
+        others.append(new_replica(tmp_path / name))
+        sync(root, others[-1])
+    copy(root, tmp_path / "backup")
+    make_tree(root, {b"f": b"2", b"new": b"2"})
+    (root / "g").unlink()
+    for other in others:
+        sync(root, other)
+    put_back(tmp_path / "backup", root, in_place)
+    for number in order:
+        sync(root, others[number])
+    settle(root, *others)
+    assert {path: seen.data for path, seen in snapshot(root).items()} == {b"f": b"2", b"new": b"2"}
+
+
+def put_back(backup: Path, root: Path, in_place: bool) -> None:
+    """Restore a backup; in place, into the folders that there are, as rsync and tar do."""
+    if in_place:
+        for folder in (root / ".p2psync", root):
+            for path in folder.iterdir():
+                if path.name != ".p2psync":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(backup, root, symlinks=True, dirs_exist_ok=True)
+    else:
+        shutil.rmtree(root)
+        copy(backup, root)
+
+
+@pytest.mark.parametrize("back", ["copied", "a snapshot"])
+@pytest.mark.parametrize("clock", ["right", "set back"])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(2))))
+def test_edits_after_a_backup_was_put_back_dispute_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: str, clock: str, order: Sequence[int]
+) -> None:
+    """The same replica must not have marked two contents alike, nor one as what follows the other."""
+    if back == "a snapshot":  # of a whole disk: inodes come back too
+        monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)
+    root, others = new_replica(tmp_path / "root", {b"f": b"1", b"g": b"1"}), []
+    for name in ("one", "two"):
+        others.append(new_replica(tmp_path / name))
+        sync(root, others[-1])
+    copy(root, tmp_path / "backup")
+    make_tree(root, {b"f": b"lost edit"})
+    for other in others:
+        sync(root, other)
+    put_back(tmp_path / "backup", root, in_place=True)
+    if clock == "set back":
+        monkeypatch.setattr("p2psync.manifest.time.time_ns", lambda: 1)
+    make_tree(root, {b"f": b"edit after"})
+    (root / "g").unlink()
+    for number in order:
+        sync(root, others[number])
+    settle(root, *others)
+    assert contents_of([root]) == {b"lost edit", b"edit after"}
+    assert not (root / "g").exists()
+
+
+# -- manifests that are lost
+
+
+def lose(root: Path) -> None:
+    manifest_of(root).unlink()
+
+
+def truncate_to_nothing(root: Path) -> None:
+    os.truncate(manifest_of(root), 0)
+
+
+def truncate(root: Path) -> None:
+    os.truncate(manifest_of(root), manifest_of(root).stat().st_size // 2)
+
+
+def scramble(root: Path) -> None:
+    data = manifest_of(root).read_bytes()
+    manifest_of(root).write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+
+
+def fill_with_nonsense(root: Path) -> None:
+    manifest_of(root).write_bytes(b"nonsense" * 1000)
+
+
+LOSSES = (lose, truncate_to_nothing, truncate, scramble, fill_with_nonsense)
+
+
+def sync_twice(one: Path, other: Path) -> None:
+    """Sync; where a damage is found only on the way, the next run mends it."""
+    for _ in range(2):
+        try:
+            sync(one, other)
+        except Exception as error:
+            assert "made anew" in str(error) or "damaged" in str(error), error
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("order", list(itertools.permutations(range(2))))
+def test_a_lost_manifest_is_made_anew_and_nothing_is_lost_or_undone(
+    tmp_path: Path, loss: Callable[[Path], None], order: Sequence[int]
+) -> None:
+    many = {b"many/%d" % number: b"%d" % number for number in range(300)}
+    root = new_replica(
+        tmp_path / "root", {b"same": b"1", b"theirs": b"1", b"mine": b"1", b"gone": b"1", **many}
+    )
+    others = [new_replica(tmp_path / "one"), new_replica(tmp_path / "two")]
+    for other in others:
+        sync(root, other)
+    loss(root)
+    make_tree(root, {b"mine": b"my edit", b"mine too": b"new"})
+    make_tree(others[0], {b"theirs": b"their edit", b"theirs too": b"new there"})
+    (others[0] / "gone").unlink()
+    for number in order:
+        sync_twice(root, others[number])
+    settle(root, *others)
+    found = {path: seen.data for path, seen in snapshot(root).items() if not path.startswith(b"many")}
+    assert b"gone" not in found
+    assert found.pop(b"theirs") == b"their edit"
+    # Nobody knows any more that the edit here follows the version there: it is kept beside it.
+    assert set(found.values()) == {b"1", b"my edit", b"new", b"new there"}
+    assert found[b"same"] == b"1"
+    assert len([path for path in found if path.startswith(b"mine")]) == 3
+    assert {path: b"%d" % n for n, path in enumerate(many)} == {
+        path: seen.data for path, seen in snapshot(root).items() if path in many
+    }
+    assert list(root.glob(".p2psync/manifest.db.damaged-*")) or loss is lose
+
+
+def test_two_replicas_that_both_lost_their_manifests_adopt_what_is_the_same(tmp_path: Path) -> None:
+    one, two = new_replica(tmp_path / "one", {b"same": b"1", b"other": b"1"}), new_replica(tmp_path / "two")
+    sync(one, two)
+    lose(one)
+    lose(two)
+    make_tree(two, {b"other": b"2", b"new": b"3"})
+    settle(one, two)
+    assert contents_of([one]) == {b"1", b"2", b"3"}
+    assert len(snapshot(one)) == 4
+
+
+def test_a_re_creation_of_what_was_deleted_is_not_undone_by_a_lost_manifest_elsewhere(tmp_path: Path) -> None:
+    one, two, three = (new_replica(tmp_path / name) for name in ("one", "two", "three"))
+    make_tree(one, {b"f": b"1"})
+    settle(one, two, three)
+    (one / "f").unlink()
+    settle(one, two, three)
+    make_tree(two, {b"f": b"1"})
+    lose(three)
+    settle(three, one, two)
+    assert contents_of([three]) == {b"1"}
+
+
+def test_a_damage_found_in_the_middle_of_a_run_is_mended_by_the_next(tmp_path: Path) -> None:
+    files = {b"%d" % number: b"%d" % number for number in range(500)}
+    one, two = new_replica(tmp_path / "one", files), new_replica(tmp_path / "two")
+    sync(one, two)
+    page = 4096
+    with manifest_of(one).open("r+b") as file:
+        for number in range(2, manifest_of(one).stat().st_size // page):
+            file.seek(number * page)
+            file.write(b"\xff" * page)
+    sync_twice(one, two)
+    settle(one, two)
+    assert contents_of([one]) == set(files.values())
+
+
+def test_a_manifest_of_a_newer_p2psync_is_left_alone(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root")
+    with sqlite3.connect(manifest_of(root)) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    before = manifest_of(root).read_bytes()
+    with pytest.raises(Exception, match="upgrade p2psync"), opened(root):
+        pass
+    assert manifest_of(root).read_bytes() == before
+
+
+def test_what_a_preference_would_displace_is_kept_when_nobody_knows_the_past(tmp_path: Path) -> None:
+    one, two = new_replica(tmp_path / "one", {b"f": b"1"}), new_replica(tmp_path / "two")
+    sync(one, two)
+    lose(one)
+    write(os.fsencode(one / "f"), b"mine")
+    write(os.fsencode(two / "f"), b"theirs")
+    sync(one, two, Prefer.NEWEST)
+    assert everything(one, two) >= {b"mine", b"theirs"}
