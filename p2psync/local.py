@@ -251,7 +251,7 @@ class LocalReplica:
             self._manifest.roll_back()
             self._manifest.begin()
             told = self._note(found, stamp)
-        elif anew or found.changes or found.vouched or found.fingerprints or found.special:
+        elif anew or found.touches_manifest or found.mounts != self._manifest.mounts():
             with self._manifest.transaction():
                 told = self._note(found, stamp)
         return Scanned(found.problems, told, found.rules)
@@ -262,6 +262,7 @@ class LocalReplica:
         if found.changes:
             self._manifest.use(stamp)
             self._manifest.record(found.changes)
+        self._manifest.set_mounts(found.mounts)
         self._manifest.vouch(found.vouched)
         self._manifest.set_fingerprints(found.fingerprints)
         return self._manifest.skip(found.special)

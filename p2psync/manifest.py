@@ -63,6 +63,7 @@ CREATE TABLE peer (
     replica INTEGER PRIMARY KEY, name TEXT NOT NULL, address BLOB NOT NULL DEFAULT x'',
     synced_at INTEGER, acknowledged INTEGER NOT NULL DEFAULT 0, mark BLOB);
 CREATE TABLE skipped (path BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE mount (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE nonce (seq INTEGER PRIMARY KEY, nonce INTEGER NOT NULL);
 """
 
@@ -579,6 +580,15 @@ class Manifest:
             for path in paths
             if self._db.execute("INSERT OR IGNORE INTO skipped VALUES (?)", (path,)).rowcount
         ]
+
+    def mounts(self) -> set[bytes]:
+        """Return the directories on which something was mounted at the last scan."""
+        return {path for (path,) in self._db.execute("SELECT path FROM mount")}
+
+    def set_mounts(self, paths: Iterable[bytes]) -> None:
+        """Remember on which directories something is mounted."""
+        self._db.execute("DELETE FROM mount")
+        self._db.executemany("INSERT INTO mount VALUES (?)", ((path,) for path in paths))
 
     # -- kept texts
 

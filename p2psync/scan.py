@@ -39,6 +39,9 @@ class Known(Protocol):
     def fingerprint(self, directory: bytes) -> bytes | None:
         """Return the fingerprint of a directory at the last scan."""
 
+    def mounts(self) -> set[bytes]:
+        """Return the directories on which something was mounted at the last scan."""
+
 
 @dataclass
 class Scan:
@@ -56,6 +59,13 @@ class Scan:
     """The rules in force in each directory."""
     rules: bytes = b""
     """Fingerprint of all rules; empty: there are none."""
+    mounts: set[bytes] = field(default_factory=set)
+    """Directories on which something is mounted, or should be."""
+
+    @property
+    def touches_manifest(self) -> bool:
+        """Is there something to be written to it?"""
+        return bool(self.changes or self.vouched or self.fingerprints or self.special)
 
 
 class _Visit(NamedTuple):
@@ -64,6 +74,8 @@ class _Visit(NamedTuple):
     """The rules of the parent; None for the root."""
     gone: bool = False
     """It is no directory any more: all that was below it is gone too."""
+    device: int | None = None
+    """Of the parent."""
 
 
 def scan(root: Root, known: Known, stamp: Stamp, exclude: bytes) -> Scan:
@@ -87,6 +99,7 @@ class _Scanner:
         self._found = Scan()
         self._ghosts: dict[bytes, Record] = {}
         self._stack = [_Visit(b"", None)]
+        self._mounts = known.mounts()
 
     def run(self) -> Scan:
         while self._stack:
@@ -108,20 +121,32 @@ class _Scanner:
         path = visit.path
         try:
             directory = self._root.directory(path)
+            device = os.fstat(directory).st_dev
             children = _children(directory)
             ignore = self._rules(visit, directory, children)
         except OSError as error:
             self._problem(path, error)
             return
         self._found.ignores[path] = ignore
+        if self._is_unmounted(visit, device, children):
+            self._found.problems.append(Problem(path, _UNMOUNTED))
+            return
         if not children:
             self._reveal(path)
         fingerprint = _fingerprint(children, ignore)
         if fingerprint == self._known.fingerprint(path):
-            self._enter(path, ignore, children)
+            self._enter(path, ignore, children, device)
             return
-        trusted = self._compare(path, directory, children, ignore)
+        trusted = self._compare(path, directory, children, ignore, device)
         self._found.fingerprints[path] = fingerprint if trusted else None
+
+    def _is_unmounted(self, visit: _Visit, device: int, children: dict[bytes, os.stat_result]) -> bool:
+        """Was something mounted here that is not now? A folder that holds something is one like any other."""
+        mounted = visit.device is not None and device != visit.device
+        unmounted = not mounted and visit.path in self._mounts and not children
+        if mounted or unmounted:
+            self._found.mounts.add(visit.path)
+        return unmounted
 
     def _rules(self, visit: _Visit, directory: int, children: dict[bytes, os.stat_result]) -> Ignore:
         """Return the rules in force in a directory, its own ignore file included."""
@@ -136,14 +161,14 @@ class _Scanner:
             return Ignore.top(self._exclude, text)
         return visit.ignore.below(visit.path.rpartition(b"/")[2], text)
 
-    def _enter(self, path: bytes, ignore: Ignore, children: dict[bytes, os.stat_result]) -> None:
+    def _enter(self, path: bytes, ignore: Ignore, children: dict[bytes, os.stat_result], device: int) -> None:
         """Go on below a directory in which nothing moved."""
         for name, st in children.items():
             if stat.S_ISDIR(st.st_mode) and not ignore.matches(name, True):
-                self._stack.append(_Visit(join(path, name), ignore))
+                self._stack.append(_Visit(join(path, name), ignore, device=device))
 
     def _compare(
-        self, path: bytes, directory: int, children: dict[bytes, os.stat_result], ignore: Ignore
+        self, path: bytes, directory: int, children: dict[bytes, os.stat_result], ignore: Ignore, device: int
     ) -> bool:
         """Compare a directory with its rows; return whether the rows can be trusted next time."""
         rows = self._known.rows(path)
@@ -160,7 +185,8 @@ class _Scanner:
                 continue
             rows.pop(name, None)
             if kind is Kind.DIRECTORY:
-                trusted &= self._directory(child, row, st, ignore)
+                self._stack.append(_Visit(child, ignore, device=device))
+                trusted &= self._directory(child, row, st)
             else:
                 trusted &= self._leaf(child, name, directory, kind, row, st)
             if row and row.entry.kind is Kind.DIRECTORY and kind is not Kind.DIRECTORY:
@@ -168,9 +194,8 @@ class _Scanner:
         self._vanish(path, rows, ignore)
         return trusted
 
-    def _directory(self, path: bytes, row: Row | None, st: os.stat_result, ignore: Ignore) -> bool:
+    def _directory(self, path: bytes, row: Row | None, st: os.stat_result) -> bool:
         """Look at a directory; return whether its row tells all there is to know."""
-        self._stack.append(_Visit(path, ignore))
         known = row.entry if row else None
         seen = Entry(kind=Kind.DIRECTORY, mode=st.st_mode & 0o777, mtime_ns=stat_of(st).mtime_ns)
         entry = observe(known, seen, self._stamp)
@@ -240,6 +265,12 @@ class _Scanner:
     def _problem(self, path: bytes, error: OSError) -> None:
         why = str(error.args[1]) if isinstance(error, Changing) else f"cannot be read: {error.strerror}"
         self._found.problems.append(Problem(path, why))
+
+
+_UNMOUNTED = (
+    "was a mounted disk and is not mounted now: nothing in it is taken for deleted; if it is to go, remove"
+    " the folder"
+)
 
 
 def _children(directory: int) -> dict[bytes, os.stat_result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -129,19 +130,45 @@ def test_one_peer_that_is_refused_does_not_keep_another_from_its_changes(tmp_pat
     assert (there / "d0" / "0").exists()
 
 
-# -- disks that would be full
+# -- disks
+
+
+@contextlib.contextmanager
+def mounted(disk: Path) -> Iterator[None]:
+    """A file system of 24 MiB for as long as the block runs."""
+    disk.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk"):
+        yield tmp_path / "disk"
+
+
+def test_a_disk_in_the_tree_that_is_not_mounted_any_more_is_no_deletion(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"file": "x"})
+    with mounted(here / "more"):
+        (here / "more" / "too").write_text("2")
+        p2psync(here, "sync", there)
+        copied = assert_same(here, there)
+        p2psync(here, "sync", there)
+    for _ in range(2):
+        ran = p2psync(here, "sync", there, code=1)
+        assert "more was a mounted disk and is not mounted now" in ran.err
+        assert snapshot(there) == copied
+    with mounted(here / "more"):
+        (here / "more" / "too").write_text("2")
+        p2psync(here, "sync", there)
+    (here / "more").rmdir()
+    p2psync(here, "sync", there)
+    assert not (there / "more").exists()
 
 
 def test_what_would_fill_a_disk_is_refused_before_anything_is_copied(

@@ -306,6 +306,9 @@ class CountingManifest:
     def fingerprint(self, directory: bytes) -> bytes | None:
         return self._manifest.fingerprint(directory)
 
+    def mounts(self) -> set[bytes]:
+        return self._manifest.mounts()
+
 
 def compared(root: Path) -> list[bytes]:
     """Return the directories of which a scan now reads rows."""
@@ -408,8 +411,9 @@ def test_an_unreadable_ignore_file_is_a_problem_and_deletes_nothing(root: Path) 
     assert known(root) == before
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
 def test_a_read_error_of_a_file_is_a_problem_and_keeps_its_entry(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     make_tree(root, {b"f": b"1", b"g": b"1"})
     before = scanned(root)
@@ -417,20 +421,21 @@ def test_a_read_error_of_a_file_is_a_problem_and_keeps_its_entry(
 
     def look(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
         if name == b"f":
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(code, os.strerror(code))
         return hash_file(name, dir_fd)
 
     with monkeypatch.context() as patch:
         patch.setattr(scan, "hash_file", look)
         problems = scan_once(root).problems
-    assert [(problem.path, os.strerror(errno.EIO) in problem.why) for problem in problems] == [(b"f", True)]
+    assert [(problem.path, os.strerror(code) in problem.why) for problem in problems] == [(b"f", True)]
     assert known(root)[b"f"] == before[b"f"]
     assert known(root)[b"g"].digest == digest(b"2")
     assert scanned(root)[b"f"].digest == digest(b"2")  # nothing vouches for what could not be read
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
 def test_a_read_error_of_a_directory_keeps_all_entries_below(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     make_tree(root, {b"d/e/f": b"1", b"g": b"1"})
     before = scanned(root)
@@ -438,7 +443,7 @@ def test_a_read_error_of_a_directory_keeps_all_entries_below(
 
     def scandir(fd: int) -> Iterator[os.DirEntry[str]]:
         if os.fstat(fd).st_ino == broken:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(code, os.strerror(code))
         return real(fd)
 
     real = os.scandir
