@@ -137,7 +137,7 @@ def test_one_peer_that_is_refused_does_not_keep_another_from_its_changes(tmp_pat
 def mounted(disk: Path) -> Iterator[None]:
     """A file system of 24 MiB for as long as the block runs."""
     disk.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "none", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a disk")
     try:
