@@ -161,9 +161,12 @@ class Applier:
     def _delete(self, path: bytes, row: Row, wanted: Entry) -> Row:
         directory, name = self._parent(path)
         if row.entry.kind is Kind.DIRECTORY:
-            with contextlib.suppress(_NotEmpty):
+            try:
                 _write_in(directory, lambda: _remove_directory(name, directory))
-            # What is left in it is ignored or no entry, and stays; what is new is found by the next scan.
+            except _NotEmpty:
+                # What is left in it is ignored or no entry, and stays; what is new is found by the next scan.
+                if any(failed.startswith(path + b"/") for failed in self._failed):
+                    raise Refused("holds what could not be deleted") from None
             return Row(wanted)
         shelf, kept = self._history.shelf(path)
         _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
@@ -297,12 +300,18 @@ def _remove_directory(name: bytes, directory: int) -> None:
 
 
 def _move_directory(source: bytes, source_fd: int, target: bytes, target_fd: int, mode: int) -> None:
-    """Rename a directory, never over anything; its `..` changes, so it must not be write-protected then."""
-    protected = not mode & 0o200
-    if protected:
+    """Rename a directory, never over anything.
+
+    RACE: its `..` changes, so only root may move it if it is write-protected. Who else dies before it is
+    protected again leaves it as it is then.
+    """
+    try:
+        _write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
+    except PermissionError:
+        if mode & 0o200:
+            raise
         change_mode(source, source_fd, mode | 0o200)
-    _write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
-    if protected:
+        _write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
         change_mode(target, target_fd, mode)
 
 

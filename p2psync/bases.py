@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from threading import Thread
 
 from xxhash import xxh3_128_digest
@@ -68,13 +69,23 @@ class Bases:
 
     def read(self, extent: Extent) -> bytes | None:
         """Return the text at `extent`, None if it is not there any more."""
+        return _text(self._read_block(extent), extent)
+
+    def lost(self, extents: Iterable[Extent]) -> Iterator[Extent]:
+        """Yield those of `extents`, which are in the order of the file, that cannot be read any more."""
+        for _, texts in groupby(extents, lambda extent: (extent.offset, extent.length)):
+            first = next(texts)
+            block = self._read_block(first)
+            for extent in chain((first,), texts):
+                if _text(block, extent) is None:
+                    yield extent
+
+    def _read_block(self, extent: Extent) -> bytes | None:
         try:
             block = os.pread(self._fd, extent.length, extent.offset)
-            text = zstd.ZstdDecompressor().decompress(block, max_length=BLOCK + MAX_TEXT)
-        except (OSError, zstd.ZstdError):
+            return zstd.ZstdDecompressor().decompress(block, max_length=BLOCK + MAX_TEXT)
+        except (OSError, ValueError, OverflowError, zstd.ZstdError):
             return None
-        text = text[extent.start : extent.start + extent.size]
-        return text if xxh3_128_digest(text) == extent.digest else None
 
     def _write(self) -> None:
         """Begin to write what is waiting: compressing leaves the interpreter to others meanwhile."""
@@ -104,3 +115,10 @@ class Bases:
         if self._writer:
             self._writer.join()
             self._writer = None
+
+
+def _text(block: bytes | None, extent: Extent) -> bytes | None:
+    if block is None:
+        return None
+    text = block[extent.start : extent.start + extent.size]
+    return text if xxh3_128_digest(text) == extent.digest else None

@@ -32,6 +32,7 @@ CALL, VALUE, END, ERROR = b"C", b"V", b"E", b"X"
 
 _FEW = msgspec.Meta(max_length=MAX_ITEMS)
 AnyChanges = Annotated[list[Change], _FEW]
+AnyDigests = Annotated[list[AnyDigest | None], _FEW]
 AnyContents = Annotated[list[Content], _FEW]
 AnyTransitions = Annotated[list[Transition], _FEW]
 AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _FEW]
@@ -63,6 +64,10 @@ class Bases(_Call, frozen=True):
 
 class Texts(_Call, frozen=True):
     digests: Annotated[list[AnyDigest], _FEW]
+
+
+class Rehash(_Call, frozen=True):
+    paths: Annotated[list[bytes], _FEW]
 
 
 class Prepare(_Call, frozen=True):
@@ -118,6 +123,7 @@ AnyCall = (
     | Lookup
     | Bases
     | Texts
+    | Rehash
     | Prepare
     | Read
     | Stage

@@ -458,6 +458,47 @@ def gc_command(days: float | None, percent: float | None, dry_run: bool) -> None
         click.echo(render_log.collected(replica.collect(limits, dry_run), dry_run))
 
 
+@cli.command(
+    epilog=_exits(
+        Exit.UNREACHABLE, Exit.LOCKED, ok="0 all is sound; 1 damage was found, also if it was repaired"
+    )
+)
+@click.option("--peer", metavar="PEER-OR-ADDRESS", help="Compare files with a peer, which reads its own too.")
+@click.option("--repair", is_flag=True, help="Put rotten files right, from wherever their bytes are found.")
+@_connection_options
+@_JSON
+@click.pass_context
+def fsck(
+    context: click.Context,
+    peer: str | None,
+    repair: bool,
+    ssh_command: str | None,
+    port: int | None,
+    remote_command: str | None,
+    as_json: bool,
+) -> None:
+    """Read everything, and tell what is not as it should be.
+
+    A file whose bytes changed although nobody wrote to it is rotten: the disk failed. --repair takes good
+    bytes from the history, from another file or from the peer, verifies them and puts them in place; the
+    rotten ones go to the history.
+    """
+    from p2psync import fsck, render, render_fsck
+    from p2psync.local import LocalReplica
+
+    root = _root()
+    far = _peers(root, (peer,), ssh_command, port, remote_command)[0] if peer is not None else None
+    talkative = _is_terminal(2) and not as_json
+    with closing(LocalReplica(root, lock=False)):
+        pass  # a damaged manifest must not be mended before it was checked
+    with _own(root) as replica, render.Line() if talkative else render.Silent() as progress:
+        report = fsck.fsck(root, replica, far, repair, progress)
+    click.echo(render_fsck.as_json(report) if as_json else render_fsck.text(report, repair), nl=False)
+    if report.error:
+        _complain(report.error)
+    context.exit(report.exit_code)
+
+
 def _own(root: bytes) -> AbstractContextManager[LocalReplica]:
     """Open the replica for a command that changes it; waits a little for another run to finish."""
     from p2psync.run import open_when_free

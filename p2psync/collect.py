@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Container, Iterable
 
 from p2psync.bases import Bases
 from p2psync.contents import Contents
@@ -13,7 +14,7 @@ from p2psync.core.model import Kind
 from p2psync.core.paths import split
 from p2psync.core.retention import DAY_SECONDS, Kept, Limits, expired
 from p2psync.disk import Root, exists
-from p2psync.history import History, began
+from p2psync.history import History
 from p2psync.manifest import Manifest, Run
 
 TOMBSTONE_DAYS = 30
@@ -48,27 +49,35 @@ class Collector:
             ReplicaError: the manifest cannot be written to.
         """
         now = time.time()
-        runs = {run.name: run for run in self._manifest.runs()}
-        kept = [self._kept(name, runs.get(name)) for name in {*runs, *self._history.runs()}]
+        runs = self._manifest.runs()
+        kept = [*(Kept(run.name, run.at, run.size) for run in runs), *self._contents.unrecorded()]
         gone = expired(kept, now, self._disk(), limits)
         if dry_run:
             return gone
-        for run in gone:
-            if run.run in runs:
-                self._keep_bases(runs[run.run])
+        names = {run.run for run in gone}
+        for run in runs:
+            if run.name in names:
+                self._keep_bases(run)
+        stay = {run.seq for run in runs if run.name not in names}
         old = self._manifest.tombstones(int((now - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
-            self._manifest.forget_runs(run.run for run in gone)
-            self._manifest.forget(path for path in old if not self._is_there(path))
+            self._manifest.forget_runs(names)
+            self._manifest.forget([path for path in old if not self._is_needed(path, stay)])
             self._manifest.set_collected(int(now))
-        for run in gone:
-            self._history.remove(run.run)
+        self._remove(gone)
         return gone
 
-    def _kept(self, name: str, run: Run | None) -> Kept:
-        # One that is not recorded died before it could be, or under a manifest that was lost.
-        return Kept(name, run.at, run.size) if run else Kept(name, began(name), self._history.size(name))
+    def _remove(self, gone: Iterable[Kept]) -> None:
+        """Remove what runs put away; what cannot be removed must not keep the rest from it."""
+        trouble: OSError | None = None
+        for run in gone:
+            try:
+                self._history.remove(run.run)
+            except OSError as error:
+                trouble = error
+        if trouble:
+            raise trouble
 
     def _disk(self) -> int:
         disk = os.fstatvfs(self._root.fd)
@@ -84,8 +93,13 @@ class Collector:
                     if fd is not None:
                         self._bases.add(before.digest, os.read(fd, before.size))
 
-    def _is_there(self, path: bytes) -> bool:
-        """Is a folder that was deleted still there? It holds ignored files, and must not look new."""
+    def _is_needed(self, path: bytes, runs: Container[int]) -> bool:
+        """Must a deletion be remembered? One of these runs can bring back what was there, or it is a ghost.
+
+        A folder that was deleted but is still there holds ignored files, and must not look new.
+        """
+        if any(version.seq in runs for version in self._manifest.versions(path)):
+            return True
         folder, name = split(path)
         with contextlib.suppress(OSError):
             return exists(name, self._root.directory(folder))

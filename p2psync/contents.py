@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Iterator
 
@@ -10,11 +11,14 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from p2psync.bases import Bases
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Digest
+from p2psync.core.model import Digest, Entry, Kind
 from p2psync.core.paths import split
-from p2psync.disk import Root, blocks_of, open_file
-from p2psync.history import History, Shelf
+from p2psync.core.retention import Kept
+from p2psync.disk import Root, blocks_of, hash_file, kind_of, lstat, open_file, stat_of
+from p2psync.history import History, Shelf, began
 from p2psync.manifest import Manifest
+
+_EMPTY = xxh3_128_digest(b"")
 
 
 class Contents:
@@ -26,16 +30,40 @@ class Contents:
         self._bases = bases
         self._history = history
 
-    def has(self, digest: Digest) -> bool:
-        """Are these contents anywhere here?"""
-        with self.find(digest) as blocks:
-            return blocks is not None
+    def has(self, entry: Entry) -> bool:
+        """Is what a version holds anywhere here, as far as names and sizes tell? `find` makes sure."""
+        if entry.kind is not Kind.FILE or entry.size == 0 or self._manifest.extent(entry.digest):
+            return entry.alive
+        if any(map(self.at, self._manifest.holders([entry.digest]).get(entry.digest, ()))):
+            return True
+        return any(lstat(name, shelf).st_size == entry.size for shelf, name in self._shelves(entry.digest))
+
+    def at(self, path: bytes) -> bool:
+        """Is what the manifest says of a path still there?"""
+        row = self._manifest.row(path)
+        folder, name = split(path)
+        try:
+            st = lstat(name, self._root.directory(folder))
+        except OSError:
+            return False
+        if row is None or row.entry.kind is not kind_of(st.st_mode):
+            return False
+        if row.entry.kind is not Kind.FILE or row.stat == stat_of(st):
+            return True
+        with self.opened(row.entry.digest, [path]) as fd:
+            return fd is not None and _is_all(fd, row.entry.digest)
+
+    def unrecorded(self) -> list[Kept]:
+        """Return what the history has from runs that died before they could be recorded."""
+        recorded = {run.name for run in self._manifest.runs()}
+        names = (name for name in self._history.runs() if name not in recorded)
+        return [Kept(name, began(name), self._history.size(name)) for name in names]
 
     @contextlib.contextmanager
     def find(self, digest: Digest) -> Iterator[Iterator[bytes] | None]:
         """Give the contents with this digest, from the bases, the tree or the history; None: not here."""
         extent = self._manifest.extent(digest)
-        text = self._bases.read(extent) if extent else None
+        text = b"" if digest == _EMPTY else self._bases.read(extent) if extent else None
         if text is not None:
             yield iter((text,))
             return
@@ -59,6 +87,25 @@ class Contents:
                     if xxh3_128_digest(text) == digest:
                         return text
         return None
+
+    def rehash(self, paths: Iterable[bytes]) -> list[Digest | None]:
+        """Return the digests of the bytes that these files have now, whatever the manifest says they are.
+
+        None for what the manifest does not vouch for: what was ignored and written to since is nobody's
+        business, what is being written to has no digest.
+        """
+        return [self._rehash(path) for path in paths]
+
+    def _rehash(self, path: bytes) -> Digest | None:
+        row = self._manifest.row(path)
+        if row is None or row.stat is None:
+            return None
+        folder, name = split(path)
+        try:
+            digest, st = hash_file(name, self._root.directory(folder))
+        except OSError:
+            return None
+        return digest if stat_of(st) == row.stat else None
 
     @contextlib.contextmanager
     def opened(self, digest: Digest, holders: Iterable[bytes] | None = None) -> Iterator[int | None]:
@@ -95,13 +142,22 @@ class Contents:
     @contextlib.contextmanager
     def in_history(self, digest: Digest) -> Iterator[int | None]:
         """Open what the history has with this digest, or None."""
-        for run, path in self._manifest.replaced(digest):
-            for shelf in self._history.places(run, path):
-                with _opened_shelf(shelf) as fd:
-                    if fd is not None and _is_all(fd, digest):
-                        yield fd
-                        return
+        for shelf in self._shelves(digest):
+            with _opened_shelf(shelf) as fd:
+                if fd is not None and _is_all(fd, digest):
+                    yield fd
+                    return
         yield None
+
+    def _shelves(self, digest: Digest) -> Iterator[Shelf]:
+        """Yield where the history should have a file with this digest."""
+        for run, path in self._manifest.replaced(digest):
+            for name in (run,) if run else self._died:
+                yield from self._history.places(name, path)
+
+    @functools.cached_property
+    def _died(self) -> list[str]:
+        return [run.run for run in self.unrecorded()]
 
 
 @contextlib.contextmanager
@@ -121,7 +177,10 @@ def _opened_shelf(shelf: Shelf) -> Iterator[int | None]:
 def _is_all(fd: int, digest: Digest) -> bool:
     """Does an open file hold just the contents with this digest? It is at its beginning afterwards."""
     state = xxh3_128()
-    for block in blocks_of(fd):
-        state.update(block)
+    try:
+        for block in blocks_of(fd):
+            state.update(block)
+    except OSError:  # a disk that fails: they may be elsewhere too
+        return False
     os.lseek(fd, 0, os.SEEK_SET)
     return state.digest() == digest

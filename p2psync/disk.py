@@ -162,6 +162,19 @@ def exists(name: bytes, dir_fd: int) -> bool:
     return True
 
 
+def is_open(name: bytes, dir_fd: int) -> bool:
+    """Has this process the file at a name open?
+
+    SQLite makes an absolute path of any: who moved a directory at that moment led it to another one.
+    """
+    wanted = lstat(name, dir_fd)
+    for fd in map(int, os.listdir("/dev/fd")):
+        with contextlib.suppress(OSError):  # the one of the listing itself is closed by now
+            if os.path.samestat(os.fstat(fd), wanted):
+                return True
+    return False
+
+
 def open_file(name: bytes, dir_fd: int) -> int:
     """Open a regular file for reading.
 

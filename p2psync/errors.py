@@ -4,6 +4,8 @@ why and what to do next.
     P2PSyncError              3
     ├── AddressError          2   an address that means nothing (in `peer`)
     ├── ConfigError           2   a peer or setting that makes no sense (in `config`)
+    ├── RequestError          2   a key must not do what it was used for (in `restrict`)
+    ├── NotFound              3   there is no such run or version (in `undo`)
     ├── ReplicaError          3   a root or its sidecar cannot be used
     │   ├── NotAReplica       3   there is no sidecar
     │   └── Damaged           3   the manifest is no database any more

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from p2psync.core.paths import split
+from p2psync.core.paths import join, split
 from p2psync.disk import Root, exists, lstat, sweep
 
-_RUN = re.compile(r"\d{8}-\d{6}(-\d+)?")
+_RUN = re.compile(r"\d{8}-\d{6}(-\d+)?", re.ASCII)
 
 
 class Shelf(NamedTuple):
@@ -73,7 +74,7 @@ class History:
     def runs(self) -> list[str]:
         """Return the names of all runs that have a folder, the oldest first."""
         try:
-            return sorted(filter(_RUN.fullmatch, os.listdir(self._reader.directory(b"history"))))
+            return sorted(filter(is_run, os.listdir(self._reader.directory(b"history"))))
         except FileNotFoundError:
             return []
 
@@ -90,20 +91,46 @@ class History:
     def size(self, run: str) -> int:
         """Return how many bytes are kept from a run."""
         total = 0
-
-        def count(path: bytes, name: bytes, directory: int) -> bool:
-            nonlocal total
-            total += lstat(name, directory).st_size
-            return True
-
-        with contextlib.suppress(FileNotFoundError):
-            sweep(self._reader, b"history/" + run.encode(), count)
+        folders = [b"history/" + run.encode()]
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                directory = self._reader.directory(folder)
+                for name in map(os.fsencode, os.listdir(directory)):
+                    st = lstat(name, directory)
+                    if stat.S_ISDIR(st.st_mode):
+                        folders.append(join(folder, name))
+                    else:
+                        total += st.st_size
+        self._reader.forget()
         return total
+
+
+def begin_run(shelves: History, is_taken: Callable[[str], bool], at: float) -> str:
+    """Begin a run under a name that was never used; return the name.
+
+    Args:
+        shelves: the history.
+        is_taken: tells whether there was a run of a name, whatever it left.
+        at: seconds since 1970.
+    """
+    base = name = name_at(at)
+    number = 1
+    while is_taken(name) or shelves.has(name):
+        number += 1
+        name = f"{base}-{number:03d}"
+    shelves.begin_run(name)
+    return name
 
 
 def is_run(name: str) -> bool:
     """Can it be the name of a run?"""
-    return _RUN.fullmatch(name) is not None
+    if not _RUN.fullmatch(name):
+        return False
+    try:
+        began(name)
+    except ValueError:  # digits, but no date
+        return False
+    return True
 
 
 def name_at(at: float) -> str:

@@ -53,6 +53,7 @@ from p2psync.disk import (
     Root,
     begin_sync,
     exists,
+    is_open,
     sync_file_system,
 )
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
@@ -83,7 +84,7 @@ def init(root: bytes, name: str | None = None) -> bool:
     """
     shown = os.fsdecode(root)
     try:
-        sidecar = os.path.join(os.path.realpath(root), SIDECAR)
+        sidecar = os.path.join(root, SIDECAR)
         if _is_sidecar(sidecar):
             return False
         outer = find_root(os.path.dirname(os.path.realpath(root)))
@@ -169,6 +170,8 @@ class LocalReplica:
                 self._lock(sidecar, shown)
             self._manifest = _open_manifest(root, sidecar, lock)
             self._close.callback(self._manifest.close)
+            if not is_open(b"manifest.db", sidecar):
+                raise ReplicaError(f"{shown} was moved while it was opened")
             self._stage = Stage(sidecar)
             self._close.callback(self._stage.close)
             self._history = History(sidecar)
@@ -238,6 +241,7 @@ class LocalReplica:
 
     def scan(self, keep: bool) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
+        self._manifest.roll_back()  # of a dry run
         stamp = self._manifest.next_stamp()
         anew = self._manifest.is_anew()
         found = scan(self._root, self._manifest, stamp, self._exclude())
@@ -248,7 +252,6 @@ class LocalReplica:
         self._any_rules = bool(found.rules)
         told: list[bytes] = []
         if not keep:
-            self._manifest.roll_back()
             self._manifest.begin()
             told = self._note(found, stamp)
         elif anew or found.touches_manifest or found.mounts != self._manifest.mounts():
@@ -423,7 +426,7 @@ class LocalReplica:
         if not transitions:
             return
         now = time.time()
-        run = self._begin_run(now)
+        run = history.begin_run(self._history, self._manifest.has_run, now)
         self._stage.finish_directories()
         sync_file_system(self._root.fd)
         records: list[Record] = []
@@ -457,16 +460,6 @@ class LocalReplica:
             wait_for_disk()
         yield Applied(len(records) - told, problems)
 
-    def _begin_run(self, now: float) -> str:
-        """Begin a run under a name that was never used; return the name."""
-        base = name = history.name_at(now)
-        number = 1
-        while self._manifest.has_run(name) or self._history.has(name):
-            number += 1
-            name = f"{base}-{number}"
-        self._history.begin_run(name)
-        return name
-
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
         """Keep texts that both sides turned out to have: no transfer has passed them by."""
         for path, row, replaced in records:
@@ -495,6 +488,10 @@ class LocalReplica:
     def manifest(self) -> Manifest:
         """What is known of the past."""
         return self._manifest
+
+    def rehash(self, paths: Sequence[bytes]) -> list[Digest | None]:
+        """Read files anew; see `Replica.rehash`."""
+        return self.contents.rehash(paths)
 
     def children(self, folder: bytes) -> list[bytes]:
         """Return the paths of what lives in a folder."""

@@ -87,6 +87,8 @@ class PeerRecord(NamedTuple):
     """This replica's sequence number then: all up to it, the other has too."""
 
 
+SYNCHRONOUS = "FULL"
+"""A commit that has returned outlives a power cut (I8)."""
 RECALLED = 100_000
 """Changes of its own that a replica recalls: who has not met it for so many takes it for a copy."""
 
@@ -761,7 +763,7 @@ def _connect(file: bytes) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
         connection.execute("PRAGMA cache_size = -16384")
         connection.execute("PRAGMA user_version").fetchone()
     except ReplicaError:

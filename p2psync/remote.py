@@ -20,6 +20,7 @@ from p2psync.calls import (
     AnyCall,
     AnyChanges,
     AnyContents,
+    AnyDigests,
     Apply,
     Bases,
     Changes,
@@ -33,6 +34,7 @@ from p2psync.calls import (
     Prepare,
     Read,
     Recalls,
+    Rehash,
     Remint,
     Scan,
     Stage,
@@ -239,6 +241,15 @@ class RemoteReplica:
                 for text, digest in zip(part, batch, strict=True)
             ]
         return texts
+
+    def rehash(self, paths: Sequence[bytes]) -> list[Digest | None]:
+        """See `Replica.rehash`."""
+        digests: list[Digest | None] = []
+        for batch in batches(paths, lambda path: 1000 + len(path)):
+            part = self._ask(Rehash(batch), AnyDigests)
+            check_length(part, batch)
+            digests += part
+        return digests
 
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """See `Replica.prepare`."""

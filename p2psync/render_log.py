@@ -15,7 +15,7 @@ from p2psync.core.paths import printable, shown
 from p2psync.core.retention import Kept
 from p2psync.local import LocalReplica
 from p2psync.render import ACTION_WORDS, complain, json_path, size_of
-from p2psync.undo import Outcome
+from p2psync.undo import NotFound, Outcome
 
 
 @dataclass
@@ -55,29 +55,53 @@ class VersionShown:
     """Are its contents here?"""
 
 
+# -- runs
+
+
 def runs(replica: LocalReplica, limit: int) -> list[RunShown]:
-    """Return the latest runs."""
-    manifest = replica.manifest
-    shown_runs = []
-    for run in manifest.runs()[:limit]:
-        steps = (Transition(path, before, after) for path, before, after in manifest.changed_by(run.seq))
-        counts = Counter(str(action_of(step)) for step in steps)
-        counts.pop(Action.NOTHING, None)
-        shown_runs.append(RunShown(run.name, _when(run.at), run.kind, run.peer, dict(counts), run.size))
-    return shown_runs
+    """Return the latest runs; those that changed nothing but what is known are left out."""
+    found = [_unrecorded(kept) for kept in replica.contents.unrecorded()[::-1]][:limit]
+    for run in replica.manifest.runs():
+        if len(found) >= limit:
+            break
+        changes = _counts(replica, run.seq)
+        if changes or run.size or run.kind != "sync":
+            found.append(RunShown(run.name, _when(run.at), run.kind, run.peer, changes, run.size))
+    return sorted(found, key=lambda run: run.at, reverse=True)
 
 
-def runs_text(found: Iterable[RunShown]) -> str:
+def _counts(replica: LocalReplica, seq: int) -> dict[str, int]:
+    counts = Counter(
+        action_of(Transition(path, before, after)) for path, before, after in replica.manifest.changed_by(seq)
+    )
+    return {str(action): counts[action] for action in ACTION_WORDS if counts[action]}
+
+
+def _unrecorded(kept: Kept) -> RunShown:
+    return RunShown(kept.run, _when(kept.at), "unrecorded", "", {}, kept.size)
+
+
+def runs_text(found: Sequence[RunShown]) -> str:
     """Return runs as lines of text, the latest first."""
-    lines = []
-    for run in found:
-        what = ", ".join(f"{count} {ACTION_WORDS[Action(action)]}" for action, count in run.changes.items())
-        kept = f"  ({size_of(run.kept)} kept)" if run.kept else ""
-        about = (
-            f"{run.kind} {'with ' if run.kind == 'sync' and run.peer else ''}{printable(run.peer)}".strip()
-        )
-        lines.append(f"{run.run}  {run.at}  {about}: {what or 'nothing to see'}{kept}\n")
-    return "".join(lines) or "no run has changed anything here yet\n"
+    rows = [(run.run, _short(run.at), _about(run), _changes(run)) for run in found]
+    return _columns(rows) or "no run has changed anything here yet\n"
+
+
+def _about(run: RunShown) -> str:
+    words = {"sync": "sync with", "undo": "undo of", "unrecorded": "not finished"}
+    return (
+        f"{words.get(run.kind, run.kind)} {printable(run.peer)}"
+        if run.peer
+        else words.get(run.kind, run.kind)
+    )
+
+
+def _changes(run: RunShown) -> str:
+    what = ", ".join(f"{count} {ACTION_WORDS[Action(action)]}" for action, count in run.changes.items())
+    if run.kind == "unrecorded":
+        what = f"see .p2psync/history/{run.run}"
+    kept = f"({size_of(run.kept)} kept)" if run.kept else ""
+    return f"{what} {kept}".strip()
 
 
 def runs_json(found: Sequence[RunShown]) -> str:
@@ -85,8 +109,15 @@ def runs_json(found: Sequence[RunShown]) -> str:
     return json.dumps([asdict(run) for run in found], indent=2) + "\n"
 
 
+# -- versions
+
+
 def versions(replica: LocalReplica, path: bytes) -> list[VersionShown]:
-    """Return every version of a path that is known, the present one first."""
+    """Return every version of a path that is known, the present one first.
+
+    Raises:
+        NotFound: none is.
+    """
     manifest = replica.manifest
     names = {record.replica: record.name for record in manifest.peers()}
     names[replica.identity.replica] = replica.identity.name
@@ -96,7 +127,6 @@ def versions(replica: LocalReplica, path: bytes) -> list[VersionShown]:
     for entry, born, seq in reversed(manifest.versions(path)):
         stamp = max(entry.version, key=lambda stamp: stamp.tick, default=None)
         resolution, copy = conflicts.get(born, (None, b""))
-        kept = entry.kind is not Kind.FILE or replica.contents.has(entry.digest)
         found.append(
             VersionShown(
                 at=_when(stamp.tick // 1_000_000) if stamp else "",
@@ -108,32 +138,44 @@ def versions(replica: LocalReplica, path: bytes) -> list[VersionShown]:
                 copy=json_path(copy) if copy else None,
                 replaced_by=run_names.get(seq) if seq is not None else None,
                 present=seq is None,
-                kept=entry.alive and kept,
+                kept=replica.contents.has(entry),
             )
+        )
+    if not found:
+        raise NotFound(
+            f"nothing is known of {shown(path)} here: no sync has met it; `p2psync log` shows the runs"
         )
     return found
 
 
 def versions_text(path: bytes, found: Iterable[VersionShown]) -> str:
     """Return versions as lines of text, the present one first."""
-    lines = []
-    for version in found:
-        what = version.kind
-        if version.kind == "file":
-            what = f"{size_of(version.size)} {version.digest[:12]}"
-        notes = [version.conflict] if version.conflict else []
-        if version.copy:
-            notes[-1:] = [f"{version.conflict}: {shown(version.copy.encode('utf-8', 'surrogateescape'))}"]
-        if version.present:
-            notes.append("present")
-        elif version.replaced_by:
-            notes.append(f"@{version.replaced_by}")
-        if not version.kept and version.kind != "deleted":
-            notes.append("contents not kept")
-        lines.append(
-            f"{version.at}  {what}  by {printable(version.replica)}  {', '.join(notes)}".rstrip() + "\n"
-        )
-    return "".join(lines) or f"nothing is known of {shown(path)}\n"
+    return _columns(
+        [
+            (
+                _short(version.at),
+                size_of(version.size) if version.kind == Kind.FILE.name.lower() else version.kind,
+                version.digest[:12],
+                f"by {printable(version.replica)}",
+                ", ".join(_notes(version)),
+            )
+            for version in found
+        ],
+        right=1,
+    )
+
+
+def _notes(version: VersionShown) -> Iterable[str]:
+    if version.present:
+        yield "(present)"
+    elif version.replaced_by:
+        yield f"@{version.replaced_by}"
+    if version.copy:
+        yield f"the other set aside as {shown(version.copy.encode('utf-8', 'surrogateescape'))}"
+    elif version.conflict:
+        yield version.conflict
+    if not version.kept and version.kind != "deleted":
+        yield "contents not kept here"
 
 
 def versions_json(path: bytes, found: Sequence[VersionShown]) -> str:
@@ -142,12 +184,16 @@ def versions_json(path: bytes, found: Sequence[VersionShown]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+# -- what was done
+
+
 def report(outcome: Outcome, done: str, dry_run: bool, as_json: bool) -> None:
     """Print what came of an undo or a restore."""
     failed = {problem.path for problem in outcome.problems}
     steps = [step for step in outcome.transitions if step.path not in failed]
     if as_json:
         document = {
+            "run": outcome.run,
             "changes": [{"path": json_path(step.path), "action": action_of(step)} for step in steps],
             "problems": [{"path": json_path(p.path), "why": p.why} for p in outcome.problems],
             "done": outcome.carried_out,
@@ -155,18 +201,47 @@ def report(outcome: Outcome, done: str, dry_run: bool, as_json: bool) -> None:
         click.echo(json.dumps(document, indent=2))
         return
     for step in steps:
-        print(f"{ACTION_WORDS.get(action_of(step), ''):<11}  {shown(step.path)}")
+        click.echo(f"{ACTION_WORDS.get(action_of(step), ''):<11}  {shown(step.path)}")
     for problem in outcome.problems:
-        complain(f"{shown(problem.path)} {problem.why}", "left alone")
+        complain(f"{shown(problem.path)}: {problem.why}", "left alone")
+    before = f", as before {outcome.run}" if outcome.run else ""
+    if not steps and not failed:
+        click.echo(f"nothing to do: all is{before.lstrip(',') or ' as it was'} already")
+        return
     would = "would be " if dry_run else ""
-    print(f"{len(steps)} {'path' if len(steps) == 1 else 'paths'} {would}{done}")
+    click.echo(f"{_paths(len(steps))} {would}{done}{before}")
 
 
 def collected(gone: Sequence[Kept], dry_run: bool) -> str:
     """Return what a cleaning of the history came to."""
+    if not gone:
+        return "nothing to remove: no history is too old or too much"
+    lines = _columns([(run.run, _short(_when(run.at)), size_of(run.size)) for run in gone], right=2)
     would = "would be " if dry_run else ""
     runs_gone = f"{len(gone)} {'run' if len(gone) == 1 else 'runs'}"
-    return f"the history of {runs_gone} {would}removed, {size_of(sum(run.size for run in gone))}"
+    return f"{lines}the history of {runs_gone} {would}removed, {size_of(sum(run.size for run in gone))}"
+
+
+def _paths(count: int) -> str:
+    return f"{count} path" if count == 1 else f"{count} paths"
+
+
+def _columns(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
+    """Return rows as aligned lines; the column `right` is aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.rjust(width) if number == right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
+
+
+def _short(at: str) -> str:
+    """Return a time without its offset: it is the one of the reader's clock."""
+    return at[:19]
 
 
 def _when(seconds: float) -> str:

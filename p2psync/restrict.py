@@ -27,11 +27,12 @@ from p2psync.core.replica import (
     Mark,
     Name,
     Piece,
+    Point,
     Replica,
     Scanned,
 )
 from p2psync.core.vector import ReplicaId
-from p2psync.disk import OPEN_DIRECTORY, lstat
+from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, ReplicaError
 from p2psync.local import LocalReplica, init
 
@@ -60,7 +61,7 @@ class Request(NamedTuple):
 
 
 def request(command: bytes) -> Request:
-    """Return what a command asks for: `PROGRAM serve [--create] -- ROOT`. It is never run, nor any of its words.
+    """Return what a command asks for: `PROGRAM serve [--create] -- ROOT`. No word of it is ever run.
 
     Args:
         command: what ssh was asked for, as sshd puts it into `$SSH_ORIGINAL_COMMAND`. PROGRAM is ignored:
@@ -72,7 +73,8 @@ def request(command: bytes) -> Request:
     program, _, arguments = command.partition(b" serve ")
     match = _ARGUMENTS.fullmatch(arguments)
     if len(command) > MAX_COMMAND or not _PROGRAM.fullmatch(program) or match is None:
-        raise RequestError(f"this key is for p2psync alone; it was used for: {shown(command[:200]) or 'a login'}")
+        asked = shown(command[:200]) or "a login"
+        raise RequestError(f"this key is for p2psync alone; it was used for: {asked}")
     root = match["plain"] or match["quoted"].replace(b"""'"'"'""", b"'")
     return Request(root, match["create"] is not None)
 
@@ -98,22 +100,22 @@ class Key:
             Locked: another run has it.
         """
         text, place = os.fsdecode(root), root
-        if self.within is not None:
-            _enter(self.within, root, create and not self.read_only)
-            place = b"."
+        make = create and not self.read_only
         try:
-            if create and not self.read_only:
+            if self.within is not None:
+                _enter(self.within, root, make)
+                place = b"."
+            if make:
+                if os.path.islink(os.path.join(place, SIDECAR)):  # it would be made where that leads
+                    raise ReplicaError(f"the sidecar of {text} is a link")
                 init(place)
             replica = LocalReplica(place, cleans=not (self.read_only or self.append_only))
         except NotAReplica as error:
-            if create:
+            if create and self.read_only:
                 raise ReplicaError(f"{text} is not a replica, and {READ_ONLY}: it stays none") from error
             raise NotAReplica(f"{text} is not a replica") from error
         except Locked as error:
             raise Locked(f"another run of p2psync is at work on {text}; try again when it is done") from error
-        if self.within is not None and not _has_manifest_open():
-            replica.close()
-            raise ReplicaError(f"{text} was moved while it was opened; try again")
         return ReadOnly(replica) if self.read_only else replica
 
 
@@ -146,7 +148,7 @@ def _enter(within: bytes, root: bytes, create: bool) -> None:
             os.close(above)
         os.fchdir(fd)
     except FileNotFoundError as error:
-        raise NotAReplica(f"{os.fsdecode(root)} is not a replica: there is no such directory") from error
+        raise NotAReplica("there is no such directory") from error
     except OSError as error:
         raise ReplicaError(f"{os.fsdecode(root)} cannot be opened: {error.strerror}") from error
     finally:
@@ -167,10 +169,11 @@ def _names_below(fd: int, root: bytes) -> list[bytes]:
         ReplicaError: it is not at or below the directory, or in a sidecar.
     """
     names = [name for name in root.split(b"/") if name not in (b"", b".")]
-    start = _depth_of(fd, names) if root.startswith(b"/") else 0
-    if start is None or b".." in names or any(map(is_reserved, names[start:])):
-        raise ReplicaError(f"{os.fsdecode(root)} is not in the directory that this key is restricted to")
-    return names[start:]
+    if b".." not in names:
+        start = _depth_of(fd, names) if root.startswith(b"/") else 0
+        if start is not None and not any(map(is_reserved, names[start:])):
+            return names[start:]
+    raise ReplicaError(f"{os.fsdecode(root)} is not in the directory that this key is restricted to")
 
 
 def _depth_of(fd: int, names: Sequence[bytes]) -> int | None:
@@ -184,24 +187,6 @@ def _depth_of(fd: int, names: Sequence[bytes]) -> int | None:
             if os.path.samestat(os.stat(b"/" + b"/".join(names[:depth])), wanted):
                 return depth
     return None
-
-
-def _has_manifest_open() -> bool:
-    """Has this process the manifest of the working directory open?
-
-    SQLite makes an absolute path of any: who moved the directory at that moment led it to another one. It
-    would not write to a manifest that is moved later.
-    """
-    sidecar = os.open(SIDECAR, OPEN_DIRECTORY)
-    try:
-        manifest = lstat(b"manifest.db", sidecar)
-    finally:
-        os.close(sidecar)
-    for fd in map(int, os.listdir("/dev/fd")):
-        with contextlib.suppress(OSError):  # the one of the listing itself is closed by now
-            if os.path.samestat(os.fstat(fd), manifest):
-                return True
-    return False
 
 
 # -- a replica that may only be read
@@ -249,6 +234,10 @@ class ReadOnly:
         """See `Replica.texts`."""
         return self._replica.texts(digests)
 
+    def rehash(self, paths: Sequence[bytes]) -> list[Digest | None]:
+        """See `Replica.rehash`."""
+        return self._replica.rehash(paths)
+
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Take note of what is to be refused."""
         self._transitions = transitions
@@ -269,7 +258,11 @@ class ReadOnly:
     def apply(self) -> Iterator[Applied]:
         """Tell of a problem with each path that would change."""
         transitions, self._transitions = self._transitions, ()
-        problems = [Problem(t.path, READ_ONLY) for t in transitions if action_of(t) is not Action.NOTHING]
+        problems = [
+            Problem(t.path, f"left alone: {READ_ONLY}")
+            for t in transitions
+            if action_of(t) is not Action.NOTHING
+        ]
         if transitions:
             yield Applied(len(transitions) - len(problems), [])
         for batch in batches(problems, lambda problem: 100 + len(problem.path)):
@@ -278,6 +271,29 @@ class ReadOnly:
     def newest(self) -> int:
         """See `Replica.newest`."""
         return self._replica.newest()
+
+    def files(self) -> int:
+        """See `Replica.files`."""
+        return self._replica.files()
+
+    def point(self) -> Point:
+        """See `Replica.point`."""
+        return self._replica.point()
+
+    def recalls(self, seq: int, nonce: int) -> bool:
+        """See `Replica.recalls`."""
+        return self._replica.recalls(seq, nonce)
+
+    def remint(self, peer: ReplicaId) -> Identity:
+        """Refuse: who this is, is no business of readers.
+
+        Raises:
+            ReplicaError: always.
+        """
+        raise ReplicaError(
+            f"{READ_ONLY}, and has to become another replica, since it is a copy or was restored:"
+            " sync it once through another key"
+        )
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """See `Replica.acknowledge`. Readers have marks of their own.

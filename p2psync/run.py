@@ -181,7 +181,7 @@ def _connect(
     address = parse_address(peer.address, port=peer.port)
     create = options.create and not known and not options.dry_run
     try:
-        return _open_address(address, peer, root, create)
+        return open_address(address, peer, root, create)
     except NotAReplica as error:
         if known:
             raise GuardTripped(
@@ -194,10 +194,15 @@ def _connect(
             ) from error
         if options.dry_run or not confirm(f"{address} is not a replica yet. Make it one?"):
             raise NotAReplica(f"{address} is not a replica: --create makes it one") from error
-    return _open_address(address, peer, root, True)
+    return open_address(address, peer, root, True)
 
 
-def _open_address(address: Address, peer: Peer, root: bytes, create: bool) -> RemoteReplica:
+def open_address(address: Address, peer: Peer, root: bytes, create: bool = False) -> RemoteReplica:
+    """Open the replica at an address; with `create`, make it one first if it is none.
+
+    Raises:
+        P2PSyncError: it cannot be opened, for one reason or the other.
+    """
     if address.host is None:
         path = os.path.abspath(address.path)
         if _overlap(path, root):

@@ -32,6 +32,7 @@ from p2psync.calls import (
     Prepare,
     Read,
     Recalls,
+    Rehash,
     Remint,
     Scan,
     Stage,
@@ -139,6 +140,9 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return [replica.bases(paths)]
         case Texts(digests):
             return [replica.texts(digests)]
+        case Rehash(paths):
+            check_paths(paths)
+            return [replica.rehash(paths)]
         case Prepare():
             return batches(replica.prepare(list(_transitions(connection))), lambda _: 100)
         case Read(digests):
@@ -179,9 +183,13 @@ def _incoming(connection: Connection, kind: type[_T]) -> Iterator[_T]:
 
 
 def _transitions(connection: Connection) -> Iterator[Transition]:
+    known: set[bytes] = set()
     for batch in _incoming(connection, AnyTransitions):
         for transition in batch:
             check_path(transition.path)
+            if transition.path in known:
+                raise ProtocolError("the peer wants two things of one path")
+            known.add(transition.path)
             check_paths(transition.after)
             check_entry(transition.wanted)
             if transition.expected is not None:

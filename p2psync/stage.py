@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from xxhash import xxh3_128
 
 from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
-from p2psync.core.paths import split
+from p2psync.core.paths import ancestors, split
 from p2psync.core.replica import Content, More, Piece
 from p2psync.disk import OPEN_DIRECTORY, Root, blocks_of, hash_file, open_file, stat_of, sweep, write_all
 from p2psync.errors import ProtocolError
@@ -63,7 +63,11 @@ class Stage:
                 directory, name = self._parent(path)
                 os.symlink(entry.target, name, dir_fd=directory)
                 times = (entry.mtime_ns, entry.mtime_ns)
-                os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+                try:
+                    os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+                except OSError:
+                    os.unlink(name, dir_fd=directory)
+                    raise
 
     def _parent(self, path: bytes) -> tuple[int, bytes]:
         folder, name = split(path)
@@ -145,7 +149,10 @@ class Stage:
     # -- what is ready
 
     def finish_directories(self) -> None:
-        """Give the new directories their permissions and times, now that they are filled."""
+        """Give the new directories their permissions and times, now that they are filled.
+
+        One that cannot have them stays, and so does the one that would bring it along.
+        """
         for path in sorted((p for p, e in self._wanted.items() if e.kind is Kind.DIRECTORY), reverse=True):
             entry = self._wanted[path]
             try:
@@ -153,7 +160,8 @@ class Stage:
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
                 os.fchmod(fd, entry.mode)
             except OSError as error:
-                self._trouble[path] = error
+                for folder in (path, *ancestors(path)):
+                    self._trouble[folder] = error
 
     def place(self, path: bytes) -> tuple[int, bytes]:
         """Return where what is to be at `path` waits: a directory, good until the next call, and a name.

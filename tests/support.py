@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from p2psync.local import LocalReplica, init
 from p2psync.sync import Result, Session
 
 if TYPE_CHECKING:
-    from sqlite3 import _Parameters
+    pass
 
 OLD_NS = 1_600_000_000_123_456_789
 """A time long past: what was modified then is not racy, and the nanoseconds show that they are kept."""
@@ -230,14 +228,7 @@ def do_not_wait_for_disk(patch: pytest.MonkeyPatch) -> None:
     """Leave out what only a power cut would tell from nothing: fsync is most of the time of a small sync."""
     patch.setattr("p2psync.local.sync_file_system", lambda fd: None)
     patch.setattr("p2psync.disk.sync_file_system", lambda fd: None)
-    patch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Unsynced))
-
-
-class Unsynced(sqlite3.Connection):
-    """A database that does not wait for the disk."""
-
-    def execute(self, sql: str, parameters: _Parameters = ()) -> sqlite3.Cursor:
-        return super().execute(sql.replace("synchronous = FULL", "synchronous = OFF"), parameters)
+    patch.setattr("p2psync.manifest.SYNCHRONOUS", "OFF")
 
 
 def contents_of(roots: Iterable[Path]) -> set[bytes]:

@@ -43,13 +43,19 @@ MAY_USE = {  # besides the core, which all may use
     "calls": "errors wire",
     "remote": "calls errors wire",
     "serve": "calls errors wire",
+    "restrict": "calls disk errors local",
     "connect": "calls errors peer remote serve wire",
     "sync": "errors",
     "config": "errors",
     "status": "config local",
     "run": "config connect errors local peer remote sync",
+    "fsck": "apply bases config disk errors history local manifest peer run scan stage sync wire",
     "render": "errors run status sync",
-    "cli": "__init__ config errors history local peer render render_log run serve status undo",
+    "render_fsck": "fsck render",
+    "cli": (
+        "__init__ config errors fsck history local peer "
+        "render render_fsck render_log restrict run serve status undo"
+    ),
 }
 PURE = {
     *(

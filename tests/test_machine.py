@@ -33,7 +33,6 @@ from tests.support import (
     OLD_NS,
     Link,
     Tree,
-    Unsynced,
     contents_of,
     do_not_wait_for_disk,
     history,
@@ -152,7 +151,7 @@ def mortal_run(function: Callable[[], None], fuse: Fuse) -> Callable[[], None]:
     return run
 
 
-class MortalConnection(Unsynced):
+class MortalConnection(sqlite3.Connection):
     """A database in which every commit is a place to die before."""
 
     def execute(self, sql: str, parameters: _Parameters = ()) -> sqlite3.Cursor:

@@ -52,6 +52,7 @@ from p2psync.core.replica import (
     More,
     Name,
     Piece,
+    Point,
     Scanned,
 )
 from p2psync.core.vector import ReplicaId, Version
@@ -119,6 +120,9 @@ class Fake:
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         return [self.held.get(digest) for digest in digests]
 
+    def rehash(self, paths: Sequence[bytes]) -> list[Digest | None]:
+        return [self.tree[path].digest if path in self.tree else None for path in paths]
+
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         self.prepared = transitions
         wanted = (step.wanted for step in transitions)
@@ -142,6 +146,19 @@ class Fake:
 
     def newest(self) -> int:
         return len(self.tree)
+
+    def files(self) -> int:
+        return len(self.tree)
+
+    def point(self) -> Point:
+        return Point(len(self.tree), 7, 8)
+
+    def recalls(self, seq: int, nonce: int) -> bool:
+        return (seq, nonce) == (len(self.tree), 7)
+
+    def remint(self, peer: ReplicaId) -> Identity:
+        self.identity = REPLACE(self.identity, replica=peer)
+        return self.identity
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         self.marks[peer.replica] = mark
@@ -187,9 +204,14 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "lookup": lambda side: side.lookup([Name(b"a", False), Name(b"none", True)]),
     "bases": lambda side: side.bases([b"a", b"none"]),
     "texts": lambda side: side.texts([digest(b"one"), digest(b"none")]),
+    "rehash": lambda side: side.rehash([b"a", b"none"]),
     "prepare": lambda side: side.prepare(STEPS),
     "read": lambda side: list(side.read([*HELD, digest(b"none")])),
     "newest": lambda side: side.newest(),
+    "files": lambda side: side.files(),
+    "point": lambda side: side.point(),
+    "recalls": lambda side: [side.recalls(len(TREE), nonce) for nonce in (7, 8)],
+    "remint": lambda side: (side.remint(ReplicaId(6)), side.identity),
     "acknowledge": lambda side: (side.acknowledge(side.identity, MARK), side.mark(side.identity.replica)),
     "stage": lambda side: (
         side.stage([Piece(digest(b"new"), b"new", More.LAST)] for _ in range(3)),

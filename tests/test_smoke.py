@@ -160,7 +160,7 @@ def check(here: Path, there: Path, edits: int, texts: int, *address: str) -> Non
     p2psync(here, "sync", "--create", *address)
     assert assert_same(here, there) == before
     wanted = edit_both(here, there, edits, texts)
-    ran = p2psync(here, "sync", "--json", *address)
+    ran = p2psync(here, "sync", "--json", "--max-delete", "100%", *address)
     after = assert_same(here, there)
     unlike = {path for path in after.keys() | wanted.keys() if after.get(path) != wanted.get(path)}
     assert unlike == set()

@@ -290,7 +290,7 @@ def test_a_far_replica_in_use_is_left_alone(here: Path, there: Path) -> None:
 def test_a_known_far_replica_that_is_gone_is_never_begun_anew(here: Path, there: Path) -> None:
     p2psync(here, "sync")
     there.rename(there.with_name("unmounted"))
-    assert "mounted" in p2psync(here, "sync", "--create", code=3).err
+    assert "mounted" in p2psync(here, "sync", "--create", code=4).err
     assert not there.exists()
     assert (here / "file").exists()
 

@@ -159,6 +159,12 @@ class Replica(Protocol):
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """Return contents of at most `MAX_TEXT` bytes, None for those not held here."""
 
+    def rehash(self, paths: Sequence[bytes]) -> list[Digest | None]:
+        """Read files anew and return the digests of their bytes, whatever the manifest says they are.
+
+        None for what the manifest does not vouch for as it is now, or what cannot be read.
+        """
+
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Take note of what is to be done, and stage all of it that this replica holds; return what it lacks.
 

@@ -27,7 +27,9 @@ class Kept(NamedTuple):
 
 
 def expired(kept: Iterable[Kept], now: float, disk: int, limits: Limits) -> list[Kept]:
-    """Return what is too old, and the oldest beyond what is too much; never the latest run.
+    """Return what is too old, and the oldest beyond what is too much.
+
+    The latest run stays, whatever it keeps, and so does the latest that keeps something.
 
     Args:
         kept: all runs.
@@ -36,12 +38,13 @@ def expired(kept: Iterable[Kept], now: float, disk: int, limits: Limits) -> list
         limits: what may stay.
     """
     latest_first = sorted(kept, key=lambda run: (run.at, run.run), reverse=True)
+    stays = {*latest_first[:1], *[run for run in latest_first if run.size][:1]}
     gone = []
     total = 0
-    for number, run in enumerate(latest_first):
+    for run in latest_first:
         total += run.size
         too_old = now - run.at > limits.days * DAY_SECONDS
         too_much = run.size > 0 and total > disk * limits.percent / 100
-        if number > 0 and (too_old or too_much):
+        if run not in stays and (too_old or too_much):
             gone.append(run)
     return gone[::-1]

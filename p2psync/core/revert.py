@@ -14,7 +14,14 @@ from msgspec.structs import replace
 from p2psync.core.detect import vanish
 from p2psync.core.model import Entry, Kind, Problem, Transition
 from p2psync.core.paths import ancestors
-from p2psync.core.vector import NOTHING, Stamp
+from p2psync.core.vector import Stamp
+
+CHANGED = "was changed since"
+HOLDS_MORE = "holds what came since"
+NO_FOLDER = "a folder on the way to it is no folder any more"
+NO_WAY = "a folder on the way to it is left alone"
+
+_NEVER_WAS = Entry(kind=Kind.TOMBSTONE)
 
 
 class Changed(NamedTuple):
@@ -24,6 +31,22 @@ class Changed(NamedTuple):
     before: Entry | None
     after: Entry
 
+    @property
+    def goal(self) -> Entry | None:
+        """What should be at the path again; None: nothing."""
+        return self.before if self.before is not None and self.before.alive else None
+
+
+class Present(NamedTuple):
+    """What the manifest says now."""
+
+    entries: Mapping[bytes, Entry | None]
+    """Of the paths to be reverted, and all folders above them."""
+    children: Mapping[bytes, Collection[bytes]]
+    """What lives in each of these paths that is a folder."""
+    former: Mapping[bytes, Entry]
+    """What the folders above that are gone were."""
+
 
 class Reverted(NamedTuple):
     """What to do, and what is left alone."""
@@ -32,52 +55,40 @@ class Reverted(NamedTuple):
     left: list[Problem]
 
 
-def revert(
-    changes: Iterable[Changed],
-    present: Mapping[bytes, Entry | None],
-    children: Mapping[bytes, Collection[bytes]],
-    stamp: Stamp,
-    force: bool = False,
-) -> Reverted:
+def revert(changes: Iterable[Changed], present: Present, stamp: Stamp, force: bool = False) -> Reverted:
     """Return how paths become what they were before `changes`.
 
     Args:
         changes: what was done, a path once.
-        present: what the manifest says now, of these paths and all folders above them.
-        children: what lives in each folder that `changes` made.
+        present: how it stands now.
         stamp: marks the new versions.
         force: also where a path was changed since.
     """
     wanted: dict[bytes, Entry] = {}
     left: dict[bytes, str] = {}
-    for path, before, after in changes:
-        now = present.get(path)
-        goal = before if before is not None and before.alive else None
-        if now is None or _same(goal, now) or _same(goal, after):
+    for change in changes:
+        now = present.entries.get(change.path)
+        if now is None or _same(change.goal, now) or not (force or differs(change)):
             continue
-        if not force and not _same(after if after.alive else None, now):
-            left[path] = "was changed since"
-            continue
-        wanted[path] = _again(goal, now, stamp) if goal else vanish(now, stamp)
-    for path in sorted(wanted, reverse=True):
-        now = present[path]
-        if now and now.kind is Kind.DIRECTORY and wanted[path].kind is not Kind.DIRECTORY:
-            gone = {child for child in children.get(path, ()) if child in wanted and not wanted[child].alive}
-            if len(gone) < len(children.get(path, ())):
-                del wanted[path]
-                left[path] = "holds what came since"
-    for path in sorted(wanted):
-        if wanted[path].alive:
-            why = _make_way(path, wanted, present, stamp)
-            if why:
-                del wanted[path]
-                left[path] = why
-    transitions = [Transition(path, present.get(path), wanted[path]) for path in sorted(wanted)]
+        if not force and not _same(change.after if change.after.alive else None, now):
+            left[change.path] = CHANGED
+        else:
+            wanted[change.path] = _again(change.goal, now, stamp) if change.goal else vanish(now, stamp)
+    _spare_folders(wanted, left, present)
+    for path in sorted(path for path, entry in wanted.items() if entry.alive):
+        if why := _make_way(path, wanted, left, present, stamp):
+            del wanted[path]
+            left[path] = why
+    transitions = [Transition(path, present.entries.get(path), wanted[path]) for path in sorted(wanted)]
     return Reverted(transitions, [Problem(path, why) for path, why in sorted(left.items())])
 
 
+def differs(change: Changed) -> bool:
+    """Did it do anything to the contents or permissions? A touch did not, nor did a join of versions."""
+    return not _same(change.goal, change.after)
+
+
 def _same(goal: Entry | None, now: Entry) -> bool:
-    """Is at the path what should be there? None: nothing should."""
     return not now.alive if goal is None else now.same_content(goal)
 
 
@@ -85,17 +96,33 @@ def _again(goal: Entry, now: Entry, stamp: Stamp) -> Entry:
     return replace(goal, version=now.version.bump(stamp), revision=now.revision + 1)
 
 
+def _spare_folders(wanted: dict[bytes, Entry], left: dict[bytes, str], present: Present) -> None:
+    """Leave alone the folders that would go, but hold what stays; the deepest are looked at first."""
+    for path in sorted(wanted, reverse=True):
+        now = present.entries[path]
+        if now and now.kind is Kind.DIRECTORY and wanted[path].kind is not Kind.DIRECTORY:
+            children = present.children.get(path, ())
+            if any(child not in wanted or wanted[child].alive for child in children):
+                del wanted[path]
+                left[path] = HOLDS_MORE
+
+
 def _make_way(
-    path: bytes, wanted: dict[bytes, Entry], present: Mapping[bytes, Entry | None], stamp: Stamp
+    path: bytes, wanted: dict[bytes, Entry], left: Mapping[bytes, str], present: Present, stamp: Stamp
 ) -> str | None:
-    """See that the folders above a path are there; return why they cannot be, if so."""
+    """See that the folders above a path are there, or will be; return why they cannot, if so."""
+    missing = []
     for folder in ancestors(path):
-        now = present.get(folder)
-        there = wanted.get(folder, now)
+        there = wanted.get(folder, present.entries.get(folder))
         if there is not None and there.alive:
             if there.kind is not Kind.DIRECTORY:
-                return "a folder on the way to it is none any more"
-            continue
-        made = Entry(kind=Kind.DIRECTORY, mode=0o755)
-        wanted[folder] = _again(made, now or Entry(kind=Kind.TOMBSTONE, version=NOTHING), stamp)
+                return NO_FOLDER
+        elif folder in left:
+            return NO_WAY
+        else:
+            missing.append(folder)
+    for folder in missing:
+        new = Entry(kind=Kind.DIRECTORY, mode=0o755, mtime_ns=stamp.tick * 1000)
+        made = present.former.get(folder, new)
+        wanted[folder] = _again(made, present.entries.get(folder) or _NEVER_WAS, stamp)
     return None
