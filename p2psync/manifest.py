@@ -22,6 +22,7 @@ from p2psync.core.paths import join, split
 from p2psync.core.replica import Change, Identity, Mark, Point
 from p2psync.core.revert import Changed
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
+from p2psync.database import DAMAGED, connect, is_sound
 from p2psync.errors import Damaged, ReplicaError
 
 _T = TypeVar("_T")
@@ -67,8 +68,6 @@ CREATE TABLE mount (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE nonce (seq INTEGER PRIMARY KEY, nonce INTEGER NOT NULL);
 """
 
-_DAMAGED = b".damaged"
-"""Ends the name of a file that tells that the manifest is."""
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
 _KINDS = list(Kind)
@@ -87,8 +86,6 @@ class PeerRecord(NamedTuple):
     """This replica's sequence number then: all up to it, the other has too."""
 
 
-SYNCHRONOUS = "FULL"
-"""A commit that has returned outlives a power cut (I8)."""
 RECALLED = 100_000
 """Changes of its own that a replica recalls: who has not met it for so many takes it for a copy."""
 
@@ -135,7 +132,7 @@ class Manifest:
         Raises:
             ReplicaError: SQLite cannot write there.
         """
-        manifest = cls(_connect(file))
+        manifest = cls(connect(file))
         with manifest.transaction():
             for statement in _SCHEMA.split(";\n"):
                 manifest._db.execute(statement)
@@ -160,10 +157,10 @@ class Manifest:
         """
         if not os.path.exists(file):
             raise ReplicaError(f"the sidecar has no manifest: {os.fsdecode(file)}")
-        if os.path.exists(file + _DAMAGED):
+        if os.path.exists(file + DAMAGED):
             raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
         died = os.path.exists(file + b"-wal")
-        database = _connect(file)
+        database = connect(file)
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
@@ -171,9 +168,9 @@ class Manifest:
                     f"the manifest {os.fsdecode(file)} has format {version}, this p2psync knows"
                     f" {SCHEMA_VERSION}: upgrade p2psync"
                 )
-            if version < SCHEMA_VERSION or (died and not _is_sound(database)):
+            if version < SCHEMA_VERSION or (died and not is_sound(database)):
                 raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
-            setattr(database, "file", file)  # noqa: B010 - of _Database
+            setattr(database, "file", file)  # noqa: B010 - of Database
         except ReplicaError:
             database.close()
             raise
@@ -199,7 +196,7 @@ class Manifest:
         manifest.close()
         os.rename(file + b".new", file)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(file + _DAMAGED)
+            os.unlink(file + DAMAGED)
         return cls.open(file)
 
     def is_anew(self) -> bool:
@@ -698,85 +695,6 @@ class Manifest:
             PeerRecord(replica, name, os.fsdecode(place), synced_at, acknowledged)
             for replica, name, place, synced_at, acknowledged in found
         ]
-
-
-class _Cursor(sqlite3.Cursor):
-    """A cursor whose errors are told as what they are to a user: the sidecar's."""
-
-    def __next__(self) -> Any:  # noqa: ANN401
-        with _told(self.connection):
-            return super().__next__()
-
-    def fetchone(self) -> Any:  # noqa: ANN401
-        with _told(self.connection):
-            return super().fetchone()
-
-
-class _Database(sqlite3.Connection):
-    """A connection with such cursors."""
-
-    file: bytes = b""
-
-    def cursor(self, factory: Any = _Cursor) -> Any:  # noqa: ANN401
-        return super().cursor(factory)
-
-    def execute(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
-        with _told(self):
-            return super().execute(*args)
-
-    def executemany(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
-        with _told(self):
-            return super().executemany(*args)
-
-
-class _told:  # noqa: N801 - a class, for it is entered for every row
-    """Turns errors of SQLite into ours; a damaged file is marked as such for the next run."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, sqlite3.Error):
-            return
-        if type(error) is not sqlite3.DatabaseError:  # none of its kinds: the file itself is damaged
-            raise ReplicaError(f"the manifest cannot be used: {error}") from error
-        file = getattr(self._connection, "file", b"")
-        if file:
-            with contextlib.suppress(OSError):
-                os.close(os.open(file + _DAMAGED, os.O_WRONLY | os.O_CREAT, 0o600))
-        raise Damaged(f"the manifest is damaged: {error}; the next sync makes it anew") from error
-
-
-def _connect(file: bytes) -> sqlite3.Connection:
-    """Open a database; WAL where the file system can do it, a rollback journal where not."""
-    try:
-        connection = sqlite3.connect(
-            os.fsdecode(file), timeout=10, isolation_level=None, check_same_thread=False, factory=_Database
-        )
-    except sqlite3.Error as error:
-        raise ReplicaError(f"the manifest cannot be used: {error}") from error
-    try:
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
-        connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-        connection.execute("PRAGMA cache_size = -16384")
-        connection.execute("PRAGMA user_version").fetchone()
-    except ReplicaError:
-        connection.close()
-        raise
-    return connection
-
-
-def _is_sound(database: sqlite3.Connection) -> bool:
-    try:
-        return bool(database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
-    except Damaged:
-        return False
 
 
 def _entry_columns(entry: Entry) -> tuple[object, ...]:

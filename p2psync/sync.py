@@ -331,7 +331,11 @@ def _on_both(items: Sequence[_Item], work: Callable[[_Item], _Answer]) -> list[_
 
     thread = threading.Thread(target=do_peer, daemon=True)
     thread.start()
-    mine = work(home)
+    try:
+        mine = work(home)
+    except Exception:
+        thread.join()  # who catches the error closes both sides
+        raise
     thread.join()
     if errors:
         raise errors[0]

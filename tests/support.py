@@ -228,7 +228,7 @@ def do_not_wait_for_disk(patch: pytest.MonkeyPatch) -> None:
     """Leave out what only a power cut would tell from nothing: fsync is most of the time of a small sync."""
     patch.setattr("p2psync.local.sync_file_system", lambda fd: None)
     patch.setattr("p2psync.disk.sync_file_system", lambda fd: None)
-    patch.setattr("p2psync.manifest.SYNCHRONOUS", "OFF")
+    patch.setattr("p2psync.database.SYNCHRONOUS", "OFF")
 
 
 def contents_of(roots: Iterable[Path]) -> set[bytes]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from p2psync import disk, manifest
+from p2psync import database, disk
 from p2psync.core.model import Transition
 from tests.support import carry_out, file, new_replica, opened, scanned, tombstone, version
 
@@ -36,7 +36,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             done.append(COMMIT)
         return sqlite3.Connection.execute(self, sql, parameters)
 
-    monkeypatch.setattr(manifest._Database, "execute", execute)
+    monkeypatch.setattr(database.Database, "execute", execute)
     wait = telling(WAIT, lambda fd: None)
     monkeypatch.setattr("p2psync.local.sync_file_system", wait)
     monkeypatch.setattr("p2psync.disk.sync_file_system", wait)

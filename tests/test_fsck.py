@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from p2psync import disk, manifest
+from p2psync import database, disk
 from p2psync import stage as stage_module
 from p2psync.cli import main
 from p2psync.config import Peer
@@ -64,7 +64,7 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def execute(self: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return sqlite3.Connection.execute(self, sql.replace("= FULL", "= OFF"), values)
 
-    monkeypatch.setattr(manifest._Database, "execute", execute)
+    monkeypatch.setattr(database.Database, "execute", execute)
 
 
 @pytest.fixture
@@ -799,7 +799,7 @@ def test_the_command_compares_and_repairs(root: Path, over: list[str]) -> None:
         ([], Exit.IN_STEP),
         (["--peer", "nobody"], Exit.USAGE),
         (["--peer", "./d"], Exit.FAILED),
-        (["--peer", "."], Exit.LOCKED),
+        (["--peer", "."], Exit.FAILED),
         (["--peer", "host:/x", "-e", "false"], Exit.UNREACHABLE),
     ],
 )
