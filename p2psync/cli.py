@@ -395,7 +395,7 @@ def show(version: bytes) -> None:
 def restore(context: click.Context, version: bytes, to: str | None, dry_run: bool, as_json: bool) -> None:
     """Bring back a file or folder as it was before RUN changed or deleted it.
 
-    Without RUN: as it was before the latest run that took something away there. It is a new version, which
+    Without RUN: the latest earlier version that is kept, also of your own edits. It is a new version, which
     the next sync carries to the other replicas; what it replaces goes to the history.
     """
     from p2psync import render_log, undo
@@ -408,7 +408,7 @@ def restore(context: click.Context, version: bytes, to: str | None, dry_run: boo
             entry = undo.past(replica, inside, run)
             if not dry_run:
                 undo.write_copy(replica, entry, to)
-            click.echo(f"{'would write' if dry_run else 'wrote'} {to}")
+            click.echo(render_log.written(to, entry, dry_run, as_json), nl=False)
             return
         outcome = undo.restore(replica, inside, run, dry_run)
     render_log.report(outcome, "restored", dry_run, as_json)

@@ -54,9 +54,11 @@ def history_limits(root: bytes) -> Limits:
         ReplicaError: the file cannot be read, or holds what p2psync does not know.
     """
     table = _load(root).get("history", {})
+    if not isinstance(table, dict):
+        raise ReplicaError(f"{os.fsdecode(_file(root))}: history is no table: write [history]")
     for key, value in table.items():
         known = key in Limits._fields
-        if not known or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if not known or isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ReplicaError(
                 f"{os.fsdecode(_file(root))}: [history]: {key} = {value!r} makes no sense;"
                 " known are days and percent, both numbers"

@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -444,20 +444,19 @@ class LocalReplica:
         wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
         with self._manifest.transaction():
-            self._run = self._manifest.record(records)
-            if records:
+            seq = self._manifest.record(records)
+            settled = _settled(transitions, {problem.path for problem in problems})
+            if settled or any(map(_shows, records)):
                 size = sum(map(_displaced, records))
-                failed = {problem.path for problem in problems}
-                settled = [
-                    (step.path, str(step.resolution), step.after[0] if step.after else b"")
-                    for step in transitions
-                    if step.resolution and step.path not in failed
-                ]
-                self._manifest.add_run(Run(self._run, run, int(now), kind, about, size), settled)
+                self._manifest.add_run(Run(seq, run, int(now), kind, about, size), settled)
+                self._run = seq
             gone = {record.path for record in records if not record.row.entry.alive}
             self._manifest.forget_fingerprints(gone | {split(record.path)[0] for record in records})
             self._manifest.keep(self._bases.flush())
             wait_for_disk()
+        if kind != "sync":  # nobody will acknowledge it
+            self._run = 0
+            self._stage.clear()
         yield Applied(len(records) - told, problems)
 
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
@@ -530,10 +529,11 @@ class LocalReplica:
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
             self._manifest.set_mark(peer, mark, time.time())
-            self._manifest.name_run(self._run, peer.name)
+            if self._run:
+                self._manifest.name_run(self._run, peer.name)
         self._run = 0
         if self._cleans:
-            with contextlib.suppress(OSError):  # what cannot be removed now is removed another day
+            with contextlib.suppress(OSError, ReplicaError):  # what cannot be done now is done another day
                 self._collector.collect_if_due(history_limits(self._path))
 
     # -- peers
@@ -568,6 +568,20 @@ def _of_unknown_past(record: Record) -> Record:
     """What was found when nothing was known: nobody can tell which versions it follows."""
     entry = msgspec.structs.replace(record.row.entry, version=NOTHING, revision=0)
     return record._replace(row=record.row._replace(entry=entry))
+
+
+def _shows(record: Record) -> bool:
+    """Did anything change for the users of the tree?"""
+    return action_of(Transition(record.path, record.replaces, record.row.entry)) is not Action.NOTHING
+
+
+def _settled(transitions: Iterable[Transition], failed: Container[bytes]) -> list[tuple[bytes, str, bytes]]:
+    """Return the conflicts that were settled: path, resolution and copy."""
+    return [
+        (step.path, str(step.resolution), step.after[0] if step.after else b"")
+        for step in transitions
+        if step.resolution and step.path not in failed
+    ]
 
 
 def _displaced(record: Record) -> int:

@@ -37,12 +37,13 @@ _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE directory (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, fingerprint BLOB);
 CREATE TABLE entry (
-    directory INTEGER NOT NULL, name BLOB NOT NULL, seq INTEGER NOT NULL,
+    directory INTEGER NOT NULL, name BLOB NOT NULL, seq INTEGER NOT NULL, born INTEGER NOT NULL,
     kind INTEGER NOT NULL, version BLOB NOT NULL, revision INTEGER NOT NULL, digest BLOB NOT NULL,
     size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, target BLOB NOT NULL,
     stat_mtime_ns INTEGER, stat_ctime_ns INTEGER, stat_inode INTEGER, racy INTEGER NOT NULL,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
 CREATE INDEX entry_seq ON entry (seq);
+CREATE INDEX entry_born ON entry (born) WHERE born < seq;
 CREATE INDEX entry_digest ON entry (digest) WHERE kind = 1;
 CREATE TABLE remembered (
     path BLOB NOT NULL, seq INTEGER NOT NULL, born INTEGER NOT NULL,
@@ -50,6 +51,8 @@ CREATE TABLE remembered (
     size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, target BLOB NOT NULL,
     PRIMARY KEY (path, version)) WITHOUT ROWID;
 CREATE INDEX remembered_digest ON remembered (digest) WHERE kind = 1;
+CREATE INDEX remembered_seq ON remembered (seq);
+CREATE INDEX remembered_born ON remembered (born);
 CREATE TABLE run (
     seq INTEGER PRIMARY KEY, name TEXT NOT NULL, at INTEGER NOT NULL, kind TEXT NOT NULL, peer TEXT NOT NULL,
     size INTEGER NOT NULL);
@@ -383,7 +386,7 @@ class Manifest:
         ]
         self._db.executemany(
             f"INSERT OR REPLACE INTO remembered (path, seq, born, {_ENTRY})"
-            f" SELECT ?1, ?2, seq, {_ENTRY} FROM entry WHERE directory = ?3 AND name = ?4",
+            f" SELECT ?1, ?2, born, {_ENTRY} FROM entry WHERE directory = ?3 AND name = ?4",
             ((path, seq, self._directory_id(split(path)[0]), split(path)[1]) for path in superseded),
         )
         self._db.executemany(
@@ -392,7 +395,7 @@ class Manifest:
             ((path, REMEMBERED) for path in superseded),
         )
         self._db.executemany(
-            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (self._columns(record, seq) for record in records),
         )
         return seq
@@ -419,7 +422,17 @@ class Manifest:
         directory, name = split(record.path)
         entry, stat, racy = record.row
         vouching = stat[1:] if stat else (None, None, None)
-        return (self._directory_id(directory), name, seq, *_entry_columns(entry), *vouching, racy)
+        touched = record.replaces is not None and record.replaces.version == entry.version
+        born = self._born(record.path) if touched else seq
+        return (self._directory_id(directory), name, seq, born, *_entry_columns(entry), *vouching, racy)
+
+    def _born(self, path: bytes) -> int:
+        """Return under which number the present version of a path was recorded: a touch makes none."""
+        place = (self._directory_id(split(path)[0]), split(path)[1])
+        (born,) = self._db.execute(
+            "SELECT born FROM entry WHERE directory = ? AND name = ?", place
+        ).fetchone()
+        return int(born)
 
     def _directory_id(self, path: bytes) -> int:
         known = self._directory_ids.get(path)
@@ -472,9 +485,10 @@ class Manifest:
         return [Changed(path, before.get(path), after[path]) for path in sorted(after)]
 
     def _recorded(self, seq: int) -> Iterator[Change]:
+        """Yield the versions recorded under `seq` that are still the present ones, touched since or not."""
         found = self._db.execute(
             f"SELECT {_ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
-            " WHERE seq = ?",
+            " WHERE (seq = ?1 AND born = ?1) OR (born = ?1 AND born < seq)",
             (seq,),
         )
         return (Change(join(columns[8], columns[9]), _entry(columns)) for columns in found)
@@ -487,7 +501,7 @@ class Manifest:
         versions = [Remembered(_entry(columns), columns[8], columns[9]) for columns in found]
         directory, name = split(path)
         present = self._db.execute(
-            f"SELECT {_ENTRY}, seq FROM entry WHERE name = ?"
+            f"SELECT {_ENTRY}, born FROM entry WHERE name = ?"
             " AND directory = (SELECT id FROM directory WHERE path = ?)",
             (name, directory),
         ).fetchone()
@@ -499,9 +513,12 @@ class Manifest:
         return {seq: (resolution, copy) for seq, resolution, copy in found}
 
     def replaced(self, digest: Digest) -> list[tuple[str, bytes]]:
-        """Return where in the history a file with this digest should be: a run's name, and the path there."""
+        """Return where in the history a file with this digest should be: a run's name, and the path there.
+
+        No name: it was found replaced; a run may have done so that died before it could be recorded.
+        """
         found = self._db.execute(
-            "SELECT run.name, path FROM remembered JOIN run ON run.seq = remembered.seq"
+            "SELECT coalesce(run.name, ''), path FROM remembered LEFT JOIN run ON run.seq = remembered.seq"
             " WHERE remembered.kind = 1 AND digest = ?",
             (digest,),
         )

@@ -33,7 +33,7 @@ ACTION_WORDS = {
     Action.DELETE: "deleted",
     Action.REPLACE: "replaced",
     Action.MODE: "permissions",
-    Action.TOUCH: "times",
+    Action.TOUCH: "touched",
 }
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import click
 
-from p2psync.core.model import Action, Kind, Transition, action_of
+from p2psync.core.model import Action, Entry, Kind, Transition, action_of
 from p2psync.core.paths import printable, shown
 from p2psync.core.retention import Kept
 from p2psync.local import LocalReplica
@@ -210,6 +210,14 @@ def report(outcome: Outcome, done: str, dry_run: bool, as_json: bool) -> None:
         return
     would = "would be " if dry_run else ""
     click.echo(f"{_paths(len(steps))} {would}{done}{before}")
+
+
+def written(to: str, entry: Entry, dry_run: bool, as_json: bool) -> str:
+    """Return what came of writing a past version to a file."""
+    if as_json:
+        document = {"file": to, "size": entry.size, "digest": entry.digest.hex(), "done": not dry_run}
+        return json.dumps(document, indent=2) + "\n"
+    return f"{'would write' if dry_run else 'wrote'} {printable(to)}\n"
 
 
 def collected(gone: Sequence[Kept], dry_run: bool) -> str:

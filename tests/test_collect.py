@@ -1,0 +1,486 @@
+"""Cleaning up: what of the history goes, what stays, and what is forgotten only when nobody needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from p2psync import history
+from p2psync.config import history_limits
+from p2psync.core.model import Kind
+from p2psync.core.retention import DAY_SECONDS, Kept, Limits
+from p2psync.errors import ReplicaError
+from p2psync.local import LocalReplica
+from p2psync.undo import contents, past, restore, undo
+from tests.support import (
+    Tree,
+    do_not_wait_for_disk,
+    make_tree,
+    new_replica,
+    opened,
+    snapshot,
+    sync,
+    sync_open,
+    write,
+)
+from tests.support import history as history_of
+
+BASE = b"1\n2\n3\n4\n5\n6\n7\n8\n9\n"
+NOTHING_STAYS = Limits(0, 0)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        do_not_wait_for_disk(patch)
+        yield
+
+
+class Clock:
+    """What the sidecars take for the time; files have the real one."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+        self.module = SimpleNamespace(time=self.now, time_ns=lambda: int(self.now() * 1e9))
+
+    def now(self) -> float:
+        return time.time() + self._ahead
+
+    def pass_days(self, days: float) -> None:
+        self._ahead += days * DAY_SECONDS
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in ("collect", "local", "manifest"):
+        monkeypatch.setattr(f"p2psync.{module}.time", clock.module)
+    return clock
+
+
+def pair(folder: Path, tree: Tree) -> tuple[Path, Path]:
+    """Make two replicas in step, that by themselves clean up nothing."""
+    here, there = new_replica(folder / "here", tree), new_replica(folder / "there")
+    for root in (here, there):
+        configure(root, "[history]\ndays = inf\n")
+    assert sync(here, there).in_step
+    return here, there
+
+
+def put(root: Path, path: str, data: bytes) -> None:
+    write(bytes(root / path), data)
+
+
+_numbers = itertools.count()
+
+
+def make_run(here: Path, there: Path, path: str = "f", data: bytes | None = None) -> str:
+    """Have a run replace a file here; return its name."""
+    put(there, path, data or b"\0%d" % next(_numbers))
+    assert sync(here, there).in_step
+    return runs(here)[0]
+
+
+def runs(root: Path) -> list[str]:
+    """Return the names of the runs that are remembered, the latest first."""
+    with opened(root) as replica:
+        return [run.name for run in replica.manifest.runs()]
+
+
+def shelves(root: Path) -> list[str]:
+    """Return the names of the folders in the history, the latest first."""
+    return sorted(os.listdir(root / ".p2psync" / "history"), reverse=True)
+
+
+def collect_at(root: Path, limits: Limits = Limits(), dry_run: bool = False) -> list[Kept]:  # noqa: B008
+    with opened(root) as replica:
+        return replica.collect(limits, dry_run)
+
+
+def configure(root: Path, text: str) -> None:
+    (root / ".p2psync" / "config.toml").write_text(text)
+
+
+def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the disk be one of 1000 bytes, of which a tenth is what the history may take."""
+    disk = SimpleNamespace(f_blocks=100, f_frsize=10, f_bavail=1 << 40)
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: disk)
+
+
+# -- what goes
+
+
+def test_what_is_older_than_a_month_goes_with_the_memory_of_the_run(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    old = make_run(here, there)
+    clock.pass_days(31)
+    new = make_run(here, there)
+    assert (runs(here), shelves(here)) == ([new, old], [new, old])
+    assert [kept.run for kept in collect_at(here)] == [old]
+    assert (runs(here), shelves(here)) == ([new], [new])
+
+
+def test_what_is_not_that_old_stays(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    old = make_run(here, there)
+    clock.pass_days(29.9)
+    new = make_run(here, there)
+    assert collect_at(here) == []
+    assert (runs(here), shelves(here)) == ([new, old], [new, old])
+
+
+def test_what_is_too_much_for_the_disk_goes_the_oldest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0" * 40})
+    names = [make_run(here, there, data=b"\0" * 40 + b"%d" % number) for number in range(3)]
+    small_disk(monkeypatch)
+    assert [(kept.run, kept.size) for kept in collect_at(here)] == [(names[0], 40)]
+    assert shelves(here) == [names[2], names[1]]
+
+
+def test_the_latest_run_stays_and_can_still_be_undone(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a", b"gone": b"\0b"})
+    make_run(here, there)
+    (there / "gone").unlink()
+    latest = make_run(here, there)
+    was = b"\0" + str(next(_numbers) - 2).encode()
+    clock.pass_days(400)
+    sync(here, there)
+    collect_at(here, NOTHING_STAYS)
+    assert (runs(here), shelves(here)) == ([latest], [latest])
+    with opened(here) as replica:
+        assert undo(replica, None).problems == []
+    assert {path: seen.data for path, seen in snapshot(here).items()} == {b"f": was, b"gone": b"\0b"}
+
+
+def test_a_run_that_only_learned_something_does_not_push_out_the_latest_that_keeps_something(
+    tmp_path: Path,
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    run = make_run(here, there)
+    for root in (here, there):
+        put(root, "same", b"on both sides")
+    sync(here, there)
+    collect_at(here, NOTHING_STAYS)
+    assert shelves(here) == [run]
+    assert run in runs(here)
+
+
+def test_a_dry_run_tells_what_would_go_and_removes_nothing(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0aa"})
+    names = [make_run(here, there) for _ in range(3)][::-1]
+    put(here, ".p2psync/history/config.toml", b"")
+    died = here / ".p2psync" / "history" / "20010101-000000" / "none"
+    died.mkdir(0o500, parents=True)
+    before = snapshot(here / ".p2psync" / "history")
+    gone = collect_at(here, NOTHING_STAYS, dry_run=True)
+    assert [kept.run for kept in gone] == ["20010101-000000", names[2], names[1]]
+    assert snapshot(here / ".p2psync" / "history") == before
+    assert runs(here) == names
+    assert collect_at(here, NOTHING_STAYS) == gone
+
+
+def test_what_is_gone_is_told_of_in_the_versions_of_a_path(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    for _ in range(2):
+        make_run(here, there)
+        clock.pass_days(31)
+    collect_at(here)
+    with opened(here) as replica:
+        versions = [version.entry for version in replica.manifest.versions(b"f")]
+        assert [replica.contents.has(entry) for entry in versions] == [False, True, True]
+        assert b"".join(contents(replica, past(replica, b"f", None))).startswith(b"\0")
+
+
+# -- what no manifest knows of
+
+
+def test_what_a_run_left_that_died_stays_as_long_as_that_of_any_other(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    name = history.name_at(clock.now())
+    died = here / ".p2psync" / "history" / name
+    died.mkdir(parents=True)
+    (died / "f").write_bytes(b"what it took")
+    clock.pass_days(29)
+    make_run(here, there)
+    assert collect_at(here) == []
+    clock.pass_days(2)
+    make_run(here, there)
+    assert collect_at(here) == [Kept(name, history.began(name), 12)]
+    assert not died.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["mine", "99999999-999999", "20240230-000000", "20240101-000000.old", "٢٠٢٤٠١٠١-٠٠٠٠٠٠"]
+)
+def test_what_people_put_into_the_history_stays(tmp_path: Path, name: str) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    make_run(here, there)
+    make_run(here, there)
+    folder = here / ".p2psync" / "history" / name
+    folder.mkdir()
+    (folder / "f").write_bytes(b"mine")
+    assert len(collect_at(here, NOTHING_STAYS)) == 1
+    assert (folder / "f").read_bytes() == b"mine"
+
+
+def test_what_people_took_out_of_the_history_is_no_trouble(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    first = make_run(here, there)
+    second = make_run(here, there)
+    (here / ".p2psync" / "history" / first / "f").unlink()
+    (here / ".p2psync" / "history" / first).rmdir()
+    assert [kept.run for kept in collect_at(here, NOTHING_STAYS)] == [first]
+    assert runs(here) == [second]
+
+
+# -- bases
+
+
+def edit(root: Path, old: bytes, new: bytes) -> None:
+    put(root, "f", (root / "f").read_bytes().replace(old, new))
+
+
+def lose_bases(root: Path) -> None:
+    (root / ".p2psync" / "bases").write_bytes(b"")
+
+
+def test_a_text_that_another_replica_may_still_start_from_is_kept_when_its_history_goes(
+    tmp_path: Path,
+) -> None:
+    """Only the history of `here` has the base of the two edits: its peer with it has lost what it kept."""
+    here, there = pair(tmp_path, {b"f": BASE, b"g": b"\0"})
+    behind = new_replica(tmp_path / "behind")
+    sync(here, behind)
+    edit(there, b"2", b"two")
+    first = make_run(here, there, "x")
+    make_run(here, there, "g")
+    lose_bases(behind)
+    assert first in [kept.run for kept in collect_at(here, NOTHING_STAYS)]
+    assert BASE not in history_of(here)
+    edit(behind, b"8", b"eight")
+    result = sync(here, behind)
+    assert [str(conflict.resolution) for conflict in result.conflicts] == ["merged"]
+    assert (here / "f").read_bytes() == BASE.replace(b"2", b"two").replace(b"8", b"eight")
+
+
+def test_a_text_that_all_others_are_past_is_not_kept(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"f": BASE, b"g": b"\0"})
+    edit(there, b"2", b"two")
+    make_run(here, there, "x")
+    make_run(here, there, "g")
+    make_run(here, there, "g")
+    size = (here / ".p2psync" / "bases").stat().st_size
+    assert collect_at(here, NOTHING_STAYS)
+    assert (here / ".p2psync" / "bases").stat().st_size == size
+
+
+# -- tombstones
+
+
+def known(root: Path, path: bytes) -> bool:
+    with opened(root) as replica:
+        return replica.manifest.entry(path) is not None
+
+
+def delete(root: Path, path: str) -> None:
+    (root / path).unlink()
+    with opened(root) as replica:
+        assert replica.scan(keep=True).problems == []
+
+
+def test_a_deletion_that_is_old_and_known_to_all_is_forgotten(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0", b"gone": b"1"})
+    delete(here, "gone")
+    sync(here, there)
+    clock.pass_days(31)
+    make_run(there, here)
+    for root in (here, there):
+        collect_at(root)
+        assert not known(root, b"gone")
+    assert sync(here, there).in_step
+    assert snapshot(here).keys() == snapshot(there).keys() == {b"f"}
+
+
+def test_a_deletion_that_is_not_old_is_not_forgotten(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1"})
+    delete(here, "gone")
+    sync(here, there)
+    clock.pass_days(29)
+    collect_at(here, NOTHING_STAYS)
+    assert known(here, b"gone")
+
+
+def test_a_deletion_that_a_replica_does_not_know_of_is_not_forgotten(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1"})
+    away = new_replica(tmp_path / "away")
+    sync(here, away)
+    delete(here, "gone")
+    sync(here, there)
+    clock.pass_days(400)
+    collect_at(here)
+    assert known(here, b"gone")
+    assert sync(here, away).in_step
+    assert snapshot(here) == snapshot(away) == {}
+    collect_at(here)
+    assert not known(here, b"gone")
+
+
+def test_a_deletion_that_a_run_brought_is_not_forgotten_while_it_can_be_undone(
+    tmp_path: Path, clock: Clock
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0", b"gone": b"1"})
+    (there / "gone").unlink()
+    sync(here, there)
+    clock.pass_days(100)
+    sync(here, there)
+    collect_at(here)
+    with opened(here) as replica:
+        assert restore(replica, b"gone", None).problems == []
+    assert (here / "gone").read_bytes() == b"1"
+
+
+def test_the_deletion_of_a_folder_that_is_still_there_is_not_forgotten(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b".p2pignore": b"*.o\n", b"f": b"\0", b"d/f": b"1"})
+    put(here, "d/x.o", b"ignored")
+    (there / "d" / "f").unlink()
+    (there / "d").rmdir()
+    sync(here, there)
+    for _ in range(2):
+        clock.pass_days(40)
+        make_run(here, there)
+        collect_at(here)
+    assert not known(here, b"d/f")
+    assert known(here, b"d")
+    assert sync(here, there).in_step
+    assert not (there / "d").exists()
+    with opened(here) as replica:
+        entry = replica.manifest.entry(b"d")
+    assert entry is not None
+    assert entry.kind is Kind.TOMBSTONE
+
+
+# -- by itself
+
+
+def test_a_sync_cleans_up_by_itself_when_a_day_has_passed(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    configure(here, "[history]\ndays = 0.25\n")
+    first = make_run(here, there)
+    clock.pass_days(0.5)
+    second = make_run(here, there)
+    assert runs(here) == [second, first]  # not yet: it was done half a day ago
+    clock.pass_days(0.6)
+    third = make_run(here, there)
+    assert (runs(here), shelves(here)) == ([third], [third])
+
+
+def test_also_a_sync_that_has_nothing_to_do_cleans_up(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    first = make_run(here, there)
+    second = make_run(here, there)
+    configure(here, "")
+    clock.pass_days(31)
+    sync(here, there)
+    assert (runs(here), first in shelves(here)) == ([second], False)
+
+
+def test_each_side_cleans_up_by_its_own_settings(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    for _ in range(2):
+        make_run(here, there)
+        make_run(there, here)
+    latest, theirs = runs(here)[0], runs(there)
+    configure(here, "[history]\ndays = 0\n")
+    clock.pass_days(2)
+    sync(here, there)
+    assert (runs(here), runs(there)) == ([latest], theirs)
+
+
+def test_a_sync_cleans_up_at_once_when_there_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0" * 60})
+    make_run(here, there, data=b"\0" * 61)
+    small_disk(monkeypatch)
+    second = make_run(here, there)
+    assert (runs(here), shelves(here)) == ([second], [second])
+
+
+def test_a_replica_that_is_not_to_clean_up_keeps_all(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    first = make_run(here, there)
+    configure(here, "")
+    clock.pass_days(100)
+    put(there, "f", b"\0new")
+    with opened(there) as theirs, contextlib.closing(LocalReplica(bytes(here), cleans=False)) as ours:
+        assert sync_open(ours, theirs).in_step
+    assert runs(here)[1:] == [first]
+
+
+def test_what_cannot_be_removed_does_not_fail_a_sync_and_does_not_keep_the_rest_from_going(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    first, second = make_run(here, there), make_run(here, there)
+    configure(here, "")
+    clock.pass_days(31)
+    remove = history.History.remove
+
+    def refuse(self: history.History, run: str) -> None:
+        if run == first:
+            raise PermissionError(13, "Permission denied")
+        remove(self, run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(history.History, "remove", refuse)
+        third = make_run(here, there)
+        assert shelves(here) == [third, first]
+        with pytest.raises(ReplicaError, match="cannot clean the history: Permission denied"):
+            collect_at(here)
+    assert [kept.run for kept in collect_at(here)] == [first]
+    assert shelves(here) == [third]
+    assert second not in runs(here)
+
+
+# -- settings
+
+
+def limits_of(root: Path, text: str) -> Limits:
+    configure(root, text)
+    return history_limits(bytes(root))
+
+
+def test_the_limits_are_those_in_the_configuration_or_a_month_and_a_tenth(tmp_path: Path) -> None:
+    here = new_replica(tmp_path / "here")
+    assert history_limits(bytes(here)) == Limits(30, 10)
+    assert limits_of(here, "[history]\n") == Limits(30, 10)
+    assert limits_of(here, "[history]\ndays = 7\n") == Limits(7, 10)
+    assert limits_of(here, "[history]\npercent = 2.5\n") == Limits(30, 2.5)
+    assert limits_of(here, "[history]\ndays = inf\npercent = 0\n") == Limits(float("inf"), 0)
+
+
+@pytest.mark.parametrize(
+    "line", ["days = -1", "days = '7'", "days = true", "weeks = 4", "percent = [1]", "days = 2024-01-01"]
+)
+def test_a_limit_that_makes_no_sense_is_an_error_that_names_it(tmp_path: Path, line: str) -> None:
+    here = new_replica(tmp_path / "here")
+    with pytest.raises(
+        ReplicaError, match=rf"config.toml: \[history\]: {line.split()[0]} = .*known are days"
+    ):
+        limits_of(here, f"[history]\n{line}\n")
+
+
+def test_nothing_is_due_in_a_new_replica(tmp_path: Path) -> None:
+    here = new_replica(tmp_path / "here")
+    assert collect_at(here, NOTHING_STAYS) == []
+    make_tree(here, {b"f": b"1"})
+    assert not (here / ".p2psync" / "history").exists()
