@@ -192,7 +192,7 @@ class Applier:
             if not _write_in(directory, lambda: exchange(kept, shelf, name, directory)):
                 self._replace_in_steps(path, row, kept, shelf)
             elif not _put_away(kept, shelf, row):
-                _write_in(directory, lambda: exchange(kept, shelf, name, directory))
+                _write_in(directory, lambda: _put_back(kept, shelf, name, directory, new))
                 raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
         except (OSError, Refused):
             with contextlib.suppress(OSError):
@@ -288,6 +288,15 @@ def _put_away(name: bytes, directory: int, row: Row) -> bool:
     except _NotEmpty:
         return False
     return True
+
+
+def _put_back(kept: bytes, shelf: int, name: bytes, directory: int, new: int) -> None:
+    """Exchange again, until nothing comes out that somebody has just put in."""
+    while True:
+        inside, new = new, lstat(kept, shelf).st_ino
+        exchange(kept, shelf, name, directory)
+        if lstat(kept, shelf).st_ino == inside:
+            return
 
 
 def _remove_directory(name: bytes, directory: int) -> None:

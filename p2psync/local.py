@@ -31,6 +31,7 @@ from p2psync.core.model import (
     needs_content,
 )
 from p2psync.core.paths import SIDECAR, join, split
+from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
     PIECE_BYTES,
     Applied,
@@ -321,6 +322,10 @@ class LocalReplica:
     def stamp(self) -> Stamp:
         """Return a stamp never used before; nothing marked by it may leave before `use_stamp`."""
         return self._manifest.next_stamp()
+
+    def contests(self) -> dict[bytes, Contest]:
+        """Return the conflicts settled before whose conflict copies are still there, by path."""
+        return self._manifest.contests()
 
     def use_stamp(self, stamp: Stamp) -> None:
         """Make the tick of a stamp durable (I2)."""

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Row, Stat
+from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Resolution, Row, Stat
 from p2psync.core.paths import join, split
+from p2psync.core.reconcile import Contest
 from p2psync.core.replica import Change, Identity, Mark, Point
 from p2psync.core.revert import Changed
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
@@ -511,6 +512,21 @@ class Manifest:
         """Return how conflicts about a path ended: by the sequence number of the run, resolution and copy."""
         found = self._db.execute("SELECT seq, resolution, copy FROM conflict WHERE path = ?", (path,))
         return {seq: (resolution, copy) for seq, resolution, copy in found}
+
+    def contests(self) -> dict[bytes, Contest]:
+        """Return, by path, the conflicts whose loser was set aside and is still there."""
+        found = self._db.execute("SELECT path, max(seq), resolution, copy FROM conflict GROUP BY path")
+        contests = {}
+        for path, settled, resolution, copy in found.fetchall():
+            loser = self.entry(copy) if resolution == Resolution.SET_ASIDE else None
+            if loser is None or not loser.alive:
+                continue
+            versions = self.versions(path)
+            winners = [version.entry for version in versions if version.born == settled]
+            before = [version.entry for version in versions if version.seq == settled]
+            if winners and before:
+                contests[path] = Contest(winners[0].version, not before[0].same_bytes(winners[0]))
+        return contests
 
     def replaced(self, digest: Digest) -> list[tuple[str, bytes]]:
         """Return where in the history a file with this digest should be: a run's name, and the path there.

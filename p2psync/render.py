@@ -210,7 +210,7 @@ def _conflict_line(conflict: Conflict) -> str:
             return f"merged: {path}"
         case Resolution.KEPT:
             return f"conflict: {path}: kept, it was changed on one side and deleted on the other"
-        case Resolution.SET_ASIDE:
+        case Resolution.SET_ASIDE | Resolution.OVERTAKEN:
             return f"conflict: {path}: the other version is set aside as {shown(conflict.copy or b'')}"
         case Resolution.DISPLACED:
             return f"conflict: {path}: the other version is in the history of the side that had it"

@@ -177,7 +177,7 @@ class Session:
             if unknown and (side.replica.newest() or side.scanned.rules):  # else it knows nothing
                 ignored |= _look_up(side.replica, unknown, known)
         pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in names if path not in ignored}
-        return Facts(pairs)
+        return Facts(pairs, contests=self._home.contests() if pairs else {})
 
     # -- reconcile
 

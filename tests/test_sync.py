@@ -597,6 +597,40 @@ def test_all_the_machine_overlaps_with_every_replica() -> None:
     assert run._overlap(b"/", b"/somewhere/here")
 
 
+# -- open conflicts
+
+
+@pytest.mark.parametrize("at", ["loser", "winner"])
+@pytest.mark.parametrize("home", ["here", "there"])
+def test_who_lost_and_saves_over_the_winner_does_not_undo_it(tmp_path: Path, at: str, home: str) -> None:
+    """An editor had the loser open when it was set aside; who won knows what is at the path."""
+    here, there = replica(tmp_path / "here"), replica(tmp_path / "there")
+    write(here / "x", "loser", mtime_ns=LONG_AGO_NS)
+    write(there / "x", "winner", mtime_ns=LONG_AGO_NS + 1)
+    one, other = (here, there) if home == "here" else (there, here)
+    p2psync(one, "sync", other, code=1)
+    write((here if at == "loser" else there) / "x", "saved")
+    p2psync(one, "sync", other, code=1 if at == "loser" else 0)
+    found = set(contents(here).values())
+    assert found == {b"saved", b"loser"} | ({b"winner"} if at == "loser" else set())
+    write(here / "x", "saved again")
+    p2psync(one, "sync", other)
+    assert set(contents(here).values()) == found - {b"saved"} | {b"saved again"}
+    assert_same(here, there)
+
+
+def test_a_conflict_whose_copy_was_removed_is_settled(tmp_path: Path) -> None:
+    here, there = replica(tmp_path / "here"), replica(tmp_path / "there")
+    write(here / "x", "loser", mtime_ns=LONG_AGO_NS)
+    write(there / "x", "winner", mtime_ns=LONG_AGO_NS + 1)
+    p2psync(here, "sync", there, code=1)
+    write(here / "x", "both")
+    for copy in copies(here):
+        copy.unlink()
+    p2psync(here, "sync", there)
+    assert contents(there) == {"x": b"both"}
+
+
 # -- several peers
 
 

@@ -114,6 +114,8 @@ class Resolution(StrEnum):
     DISPLACED = "displaced"
     """The loser is in the history of the replica that had it."""
     SKIPPED = "skipped"
+    OVERTAKEN = "overtaken"
+    """The side that had lost wrote over the winner while the conflict was open: that is set aside too."""
 
 
 class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):

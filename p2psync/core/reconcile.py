@@ -53,6 +53,14 @@ class MergeQuestion(NamedTuple):
     theirs: Digest
 
 
+class Contest(NamedTuple):
+    """A conflict that was settled before, and of which the conflict copy is still there."""
+
+    winner: Version
+    lost_here: bool
+    """Was the loser ours?"""
+
+
 @dataclass
 class Facts:
     """All that reconcile may look at."""
@@ -62,6 +70,8 @@ class Facts:
     """Earlier versions of contested paths that either side remembers."""
     texts: dict[bytes, Text | None] = field(default_factory=dict)
     """Merges tried for contested paths; None: did not merge."""
+    contests: Mapping[bytes, Contest] = field(default_factory=dict)
+    """Conflicts that nobody has tidied up yet."""
 
 
 @dataclass
@@ -149,10 +159,22 @@ class _Judge:
             return self._recognise(ours, theirs)
         if ours.version != theirs.version:  # equal versions of unlike contents break I1: a conflict
             if ours.version <= theirs.version:
-                return Verdict(theirs)
+                return self._follow(theirs, ours, by_us=False)
             if theirs.version <= ours.version:
-                return Verdict(ours)
+                return self._follow(ours, theirs, by_us=True)
         return self._dispute(ours, theirs)
+
+    def _follow(self, newer: Entry, older: Entry, by_us: bool) -> Verdict:
+        """Take a version that has seen the other.
+
+        But who lost a conflict may not know yet that the path holds the winner now, and save over it what was
+        open in an editor: the winner is set aside then, once.
+        """
+        contest = self.facts.contests.get(self.path)
+        unaware = contest is not None and contest == (older.version, by_us)
+        if unaware and newer.alive and not newer.same_bytes(older):
+            return self._decide(newer, older, newer, (older,), Resolution.OVERTAKEN)
+        return Verdict(newer)
 
     def _recognise(self, ours: Entry, theirs: Entry) -> Verdict:
         """Judge a version without a past, of a manifest made anew: has the other side had it before?"""

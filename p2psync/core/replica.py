@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
 
 from p2psync.core.model import Digest, Entry, Problem, ShownPath, Transition
+from p2psync.core.reconcile import Contest
 from p2psync.core.vector import ReplicaId, Stamp
 
 _Count = msgspec.Meta(ge=0, le=(1 << 63) - 1)
@@ -213,6 +214,9 @@ class Home(Replica, Protocol):
 
     def stamp(self) -> Stamp:
         """Return a stamp never used before; nothing marked by it may leave before `use_stamp`."""
+
+    def contests(self) -> Mapping[bytes, Contest]:
+        """Return the conflicts settled before whose conflict copies are still there, by path."""
 
     def use_stamp(self, stamp: Stamp) -> None:
         """Make the tick of a stamp durable (I2)."""

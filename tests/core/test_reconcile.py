@@ -22,7 +22,7 @@ from p2psync.core.merge import MAX_TEXT, merge
 from p2psync.core.model import Entry, Kind, Prefer, Resolution
 from p2psync.core.order import in_order
 from p2psync.core.paths import ancestors, conflict_names
-from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Text, reconcile
+from p2psync.core.reconcile import Contest, Facts, MergeQuestion, Pair, Plan, Text, reconcile
 from p2psync.core.vector import ReplicaId, Stamp, Version
 
 from .model_replica import CONTENTS, digest_of
@@ -781,3 +781,24 @@ def test_a_new_state_is_a_new_version_that_has_seen_all_before(facts: Facts, pre
             assert known.version <= wanted.version
             assert known.version != wanted.version or known.same_content(wanted)
     assert plan.decided == any(DECISION in t.wanted.version for t in transitions)
+
+
+# -- conflicts that nobody has tidied up
+
+
+@pytest.mark.parametrize("ours_is_newer", [True, False])
+@pytest.mark.parametrize("lost_here", [True, False])
+def test_only_who_lost_is_taken_to_save_over_the_winner_unaware(ours_is_newer: bool, lost_here: bool) -> None:
+    winner, newer = leaf("f=b", {ONE: 1, OTHER: 1}), leaf("f=c", {ONE: 1, OTHER: 2})
+    ours, theirs = (newer, winner) if ours_is_newer else (winner, newer)
+    facts = pair_of(ours, theirs)
+    facts.contests = {b"f": Contest(winner.version, lost_here)}
+    final = outcome(facts)
+    assert len(final) == (2 if ours_is_newer == lost_here else 1)
+    assert final[b"f"].same_bytes(newer)
+
+
+def test_a_winner_that_was_edited_since_is_no_winner_any_more() -> None:
+    facts = pair_of(leaf("f=c", {ONE: 2, OTHER: 1}), leaf("f=b", {ONE: 1, OTHER: 1}))
+    facts.contests = {b"f": Contest(Version({ONE: 1}), True)}
+    assert len(outcome(facts)) == 1
