@@ -112,7 +112,7 @@ class Applier:
         except FileExistsError:
             if wanted.kind is Kind.DIRECTORY:
                 self._adopt_directory(path, wanted)
-            elif _is_wanted(name, directory, wanted):
+            elif _is_named(name, directory) and _is_wanted(name, directory, wanted):
                 times = (wanted.mtime_ns, wanted.mtime_ns)
                 os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
             else:
@@ -134,7 +134,7 @@ class Applier:
             FileExistsError: it is something else.
         """
         directory, name = self._parent(path)
-        if not stat.S_ISDIR(lstat(name, directory).st_mode):
+        if not stat.S_ISDIR(lstat(name, directory).st_mode) or not _is_named(name, directory):
             raise FileExistsError(errno.EEXIST, "exists")
         source, staged = self._stage.place(path)
         change_mode(staged, source, 0o700)  # what is in it will be taken out
@@ -219,7 +219,12 @@ class Applier:
         if not _put_away(kept, shelf, row):
             _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
             raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
-        _write_in(directory, lambda: rename_new(new, shelf, name, directory))
+        try:
+            _write_in(directory, lambda: rename_new(new, shelf, name, directory))
+        except OSError:
+            if row.entry.kind is not Kind.DIRECTORY:
+                _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+            raise
 
     def _staged(self, path: bytes) -> tuple[int, bytes]:
         with _told():
@@ -259,6 +264,11 @@ def _check_unchanged(name: bytes, directory: int, row: Row) -> None:
             same = hash_file(name, directory)[0] == entry.digest
     if not same:
         raise Refused("was changed meanwhile; the next sync will look at it")
+
+
+def _is_named(name: bytes, directory: int) -> bool:
+    """Is that its very name? Some file systems take `Foo` for `foo`."""
+    return os.fsdecode(name) in os.listdir(directory)
 
 
 def _is_wanted(name: bytes, directory: int, wanted: Entry) -> bool:

@@ -105,6 +105,7 @@ class Recalls(_Call, frozen=True):
 
 class Remint(_Call, frozen=True):
     peer: AnyReplica
+    since: Count
 
 
 class Acknowledge(_Call, frozen=True):

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from contextlib import AbstractContextManager, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,6 +39,17 @@ def _exits(*codes: Exit, ok: str = "0 done") -> str:
     return "Exit codes: " + "; ".join([ok, *sorted(told, key=lambda text: int(text.split()[0]))]) + "."
 
 
+class _Number(click.FloatRange):
+    """A number in a range; NaN is in none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:  # noqa: ANN401 - as click has it
+        """As click has it."""
+        number = float(super().convert(value, param, ctx))
+        if number != number:
+            self.fail("it is not a number", param, ctx)
+        return number
+
+
 class _Directory(click.Path):
     """A directory as bytes, as the system knows it."""
 
@@ -48,7 +59,7 @@ class _Directory(click.Path):
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=_exits(Exit.CONFLICTS, Exit.UNREACHABLE, Exit.LOCKED, ok=_EXIT_CODES[Exit.IN_STEP]),
+    epilog=_exits(Exit.CONFLICTS, Exit.GUARD, Exit.UNREACHABLE, Exit.LOCKED, ok=_EXIT_CODES[Exit.IN_STEP]),
 )
 @click.version_option(__version__, "-V", "--version", message="p2psync %(version)s")
 @click.option(
@@ -88,6 +99,8 @@ def init(directory: bytes, name: str | None) -> None:
     from p2psync import local
     from p2psync.core.paths import shown
 
+    if not directory:
+        raise click.UsageError("the name of the directory is empty")
     made = local.init(directory, name)
     what = "is a replica now" if made else "was a replica already; nothing changed"
     click.echo(f"{shown(os.path.realpath(directory))} {what}")
@@ -138,7 +151,7 @@ def _parse_max_delete(context: click.Context, option: click.Parameter, text: str
 @_connection_options
 @click.option(
     "--lock-wait",
-    type=click.FloatRange(0),
+    type=_Number(0),
     default=10,
     show_default=True,
     metavar="SECONDS",
@@ -436,10 +449,8 @@ def undo(context: click.Context, run: str | None, dry_run: bool, as_json: bool) 
 
 
 @cli.command("gc", epilog=_exits(Exit.LOCKED))
-@click.option("--days", type=click.FloatRange(0), help="Keep the history of so many days.  [default: 30]")
-@click.option(
-    "--percent", type=click.FloatRange(0, 100), help="Keep at most that much of the disk.  [default: 10]"
-)
+@click.option("--days", type=_Number(0), help="Keep the history of so many days.  [default: 30]")
+@click.option("--percent", type=_Number(0, 100), help="Keep at most that much of the disk.  [default: 10]")
 @_DRY_RUN
 def gc_command(days: float | None, percent: float | None, dry_run: bool) -> None:
     """Remove history that is too old or too much; the latest run always stays.

@@ -63,6 +63,7 @@ class Collector:
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
             self._manifest.forget_runs(names)
+            old = [path for path in old if path not in self._manifest.pending()]
             self._manifest.forget([path for path in old if not self._is_needed(path, stay)])
             self._manifest.set_collected(int(now))
         self._remove(gone)

@@ -145,7 +145,7 @@ def connect_ssh(
         command = shlex.split(given) or ["ssh"]
     except ValueError as error:
         raise AddressError(f"cannot make sense of the ssh command {given!r}: {error}") from error
-    if command == ["ssh"]:
+    if os.path.basename(command[0]) == "ssh" and not any("ServerAliveInterval" in word for word in command):
         command += ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
     if not os.isatty(0):  # under cron nobody would answer: no question, then
         command += ["-o", "BatchMode=yes"]

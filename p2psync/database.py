@@ -19,11 +19,11 @@ class _Cursor(sqlite3.Cursor):
     """A cursor whose errors are told as what they are to a user: the sidecar's."""
 
     def __next__(self) -> Any:  # noqa: ANN401
-        with _told(self.connection):
+        with told(self.connection):
             return super().__next__()
 
     def fetchone(self) -> Any:  # noqa: ANN401
-        with _told(self.connection):
+        with told(self.connection):
             return super().fetchone()
 
 
@@ -38,21 +38,22 @@ class Database(sqlite3.Connection):
 
     def execute(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
         """As sqlite3 has it."""
-        with _told(self):
+        with told(self):
             return super().execute(*args)
 
     def executemany(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
         """As sqlite3 has it."""
-        with _told(self):
+        with told(self):
             return super().executemany(*args)
 
 
-class _told:  # noqa: N801 - a class, for it is entered for every row
+class told:  # noqa: N801 - a class, for it is entered for every row
     """Turns errors of SQLite into ours; a damaged file is marked as such for the next run."""
 
     __slots__ = ("_connection",)
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        """Tell of errors of this connection."""
         self._connection = connection
 
     def __enter__(self) -> None:

@@ -107,6 +107,23 @@ class Root:
                 os.close(fd)
 
 
+def size_below(root: Root, top: bytes) -> int:
+    """Return how many bytes are in the files below a directory; what cannot be looked at does not count."""
+    total = 0
+    folders = [top]
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            directory = root.directory(folder)
+            for name in map(os.fsencode, os.listdir(directory)):
+                st = lstat(name, directory)
+                if stat.S_ISDIR(st.st_mode):
+                    folders.append(join(folder, name))
+                else:
+                    total += st.st_size
+    root.forget()
+    return total
+
+
 def sweep(root: Root, top: bytes, keep: Callable[[bytes, bytes, int], bool]) -> None:
     """Remove what is below a directory of the sidecar, and the directories that are empty then.
 

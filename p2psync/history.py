@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from p2psync.core.paths import join, split
-from p2psync.disk import Root, exists, lstat, sweep
+from p2psync.core.paths import split
+from p2psync.disk import Root, exists, size_below, sweep
 
 _RUN = re.compile(r"\d{8}-\d{6}(-\d+)?", re.ASCII)
 
@@ -90,19 +89,7 @@ class History:
 
     def size(self, run: str) -> int:
         """Return how many bytes are kept from a run."""
-        total = 0
-        folders = [b"history/" + run.encode()]
-        for folder in folders:
-            with contextlib.suppress(OSError):
-                directory = self._reader.directory(folder)
-                for name in map(os.fsencode, os.listdir(directory)):
-                    st = lstat(name, directory)
-                    if stat.S_ISDIR(st.st_mode):
-                        folders.append(join(folder, name))
-                    else:
-                        total += st.st_size
-        self._reader.forget()
-        return total
+        return size_below(self._reader, b"history/" + run.encode())
 
 
 def begin_run(shelves: History, is_taken: Callable[[str], bool], at: float) -> str:

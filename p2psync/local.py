@@ -47,7 +47,7 @@ from p2psync.core.replica import (
     Scanned,
 )
 from p2psync.core.retention import Kept, Limits
-from p2psync.core.vector import NOTHING, ReplicaId, Stamp
+from p2psync.core.vector import MAX_AHEAD_SECONDS, NOTHING, ReplicaId, Stamp
 from p2psync.disk import (
     OPEN_DIRECTORY,
     OPEN_FILE,
@@ -68,7 +68,7 @@ BATCH = 1000
 
 
 RESERVE_BYTES = 8 << 20
-"""What stays free on a disk: the manifest has to be written too."""
+"""What stays free on a disk, or a hundredth of a small one: the manifest has to be written too."""
 ENTRY_BYTES = 4096
 """What a file takes beside its contents, at most: its end in a block, its name, its row."""
 
@@ -210,9 +210,13 @@ class LocalReplica:
         stats = (os.fstat(self._root.fd), os.stat("manifest.db", dir_fd=sidecar))
         place = b"%d %d" % (stats[0].st_ino, stats[1].st_ino)
         known = self._manifest.place()
-        if place != known:
+        ahead = self._manifest.clock() > (time.time() + MAX_AHEAD_SECONDS) * 1e6
+        if place != known or ahead:
             with self._manifest.transaction():
-                if known is not None:
+                if ahead:  # the clock was wrong: nobody takes over what was marked then
+                    self._manifest.set_clock(0)
+                    self._manifest.remint(0)
+                elif known is not None:
                     self._manifest.remint(self._manifest.newest())
                 self._manifest.settle(place)
 
@@ -313,7 +317,9 @@ class LocalReplica:
             if self._is_ignored(name)
             or (entry and entry.kind is Kind.DIRECTORY and self._is_ignored(Name(name.path, True)))
         ]
-        return Found(entries, ignored)
+        hidden = set(ignored)
+        shown = [None if name.path in hidden else entry for name, entry in zip(names, entries, strict=True)]
+        return Found(shown, ignored)
 
     def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
         """Return the earlier versions of each of `paths` that are remembered."""
@@ -360,11 +366,13 @@ class LocalReplica:
 
     def _check_room(self, transitions: Sequence[Transition]) -> None:
         """Refuse what would fill the disk, before anything is written."""
-        needed = RESERVE_BYTES + sum(
+        disk = os.fstatvfs(self._root.fd)
+        needed = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100) + sum(
             step.wanted.size + ENTRY_BYTES for step in transitions if needs_content(step)
         )
-        disk = os.fstatvfs(self._root.fd)
         free = disk.f_bavail * disk.f_frsize
+        if needed > free:  # what a run that died has left there counts: it is used, or removed
+            free += self._stage.size()
         if needed > free and any(map(needs_content, transitions)):
             raise GuardTripped(
                 f"{os.fsdecode(self._path)} has {free >> 20} MiB free, and {needed >> 20} MiB are needed."
@@ -514,11 +522,15 @@ class LocalReplica:
         """Was there ever this change? See `Replica.recalls`."""
         return self._manifest.recalls(seq, nonce)
 
-    def remint(self, peer: ReplicaId) -> Identity:
+    def remint(self, peer: ReplicaId, since: int) -> Identity:
         """Become another replica; see `Replica.remint`."""
         with self._manifest.transaction():
-            self._manifest.remint(self._manifest.acknowledged_by(peer))
+            self._manifest.remint(max(since, self._manifest.acknowledged_by(peer)))
         return self.identity
+
+    def nonce(self, seq: int) -> int | None:
+        """Return the nonce of the change of that number, None if it is not recalled."""
+        return self._manifest.nonce(seq)
 
     def files(self) -> int:
         """Return how many files there are, as far as the last scan has seen."""

@@ -23,7 +23,7 @@ from p2psync.core.reconcile import Contest
 from p2psync.core.replica import Change, Identity, Mark, Point
 from p2psync.core.revert import Changed
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
-from p2psync.database import DAMAGED, connect, is_sound
+from p2psync.database import DAMAGED, connect, is_sound, told
 from p2psync.errors import Damaged, ReplicaError
 
 _T = TypeVar("_T")
@@ -160,7 +160,7 @@ class Manifest:
             ReplicaError: it is not there, cannot be used, or is of a newer p2psync.
         """
         if not os.path.exists(file):
-            raise ReplicaError(f"the sidecar has no manifest: {os.fsdecode(file)}")
+            raise Damaged(f"the manifest {os.fsdecode(file)} is lost; the next sync makes it anew")
         if os.path.exists(file + DAMAGED):
             raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
         died = os.path.exists(file + b"-wal")
@@ -259,11 +259,19 @@ class Manifest:
         """Return the sequence number of the newest change."""
         return self._number("seq")
 
+    def set_clock(self, tick: int) -> None:
+        """Set the largest tick that was ever used; the identity must not stay what it is."""
+        self._db.execute("UPDATE meta SET value = ? WHERE key = 'tick'", (tick,))
+
     def point(self) -> Point:
         """Return how far the changes go."""
         seq = self.newest()
+        return Point(seq, self.nonce(seq) or 0, self._number("tick"))
+
+    def nonce(self, seq: int) -> int | None:
+        """Return the nonce of the change of that number, None if it is not recalled."""
         found = self._db.execute("SELECT nonce FROM nonce WHERE seq = ?", (seq,)).fetchone()
-        return Point(seq, found[0] if found else 0, self._number("tick"))
+        return int(found[0]) if found else None
 
     def recalls(self, seq: int, nonce: int) -> bool:
         """Was there ever this change?"""
@@ -329,7 +337,7 @@ class Manifest:
             " WHERE directory = (SELECT id FROM directory WHERE path = ?)",
             (directory,),
         )
-        return {columns[12]: _row(columns) for columns in found}
+        return {columns[12]: self._row(columns) for columns in found}
 
     def row(self, path: bytes) -> Row | None:
         """Return the row of one path."""
@@ -345,7 +353,7 @@ class Manifest:
             " WHERE directory = ? AND name = ?",
             (*known, name),
         ).fetchone()
-        return _row(columns) if columns else None
+        return self._row(columns) if columns else None
 
     def entry(self, path: bytes) -> Entry | None:
         """Return the entry of one path."""
@@ -359,7 +367,7 @@ class Manifest:
             " WHERE seq > ?",
             (since,),
         )
-        return (Change(join(columns[8], columns[9]), _entry(columns)) for columns in found)
+        return (Change(join(columns[8], columns[9]), self._entry(columns)) for columns in found)
 
     def holders(self, digests: Sequence[Digest]) -> dict[Digest, list[bytes]]:
         """Return the paths of the files that have these contents."""
@@ -417,7 +425,7 @@ class Manifest:
         found = self._db.execute(
             f"SELECT {_ENTRY} FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT ?", (path, BASES)
         )
-        return [_entry(columns) for columns in found][::-1]
+        return [self._entry(columns) for columns in found][::-1]
 
     def _columns(self, record: Record, seq: int) -> tuple[object, ...]:
         directory, name = split(record.path)
@@ -479,10 +487,10 @@ class Manifest:
     def changed_by(self, seq: int) -> list[Changed]:
         """Return what the run recorded under `seq` did, by path; what became of it since does not matter."""
         found = self._db.execute(f"SELECT {_ENTRY}, path FROM remembered WHERE seq = ?", (seq,))
-        before = {columns[8]: _entry(columns) for columns in found}
+        before = {columns[8]: self._entry(columns) for columns in found}
         after = {change.path: change.entry for change in self._recorded(seq)}
         found = self._db.execute(f"SELECT {_ENTRY}, path FROM remembered WHERE born = ?", (seq,))
-        after |= {columns[8]: _entry(columns) for columns in found}
+        after |= {columns[8]: self._entry(columns) for columns in found}
         return [Changed(path, before.get(path), after[path]) for path in sorted(after)]
 
     def _recorded(self, seq: int) -> Iterator[Change]:
@@ -492,14 +500,14 @@ class Manifest:
             " WHERE (seq = ?1 AND born = ?1) OR (born = ?1 AND born < seq)",
             (seq,),
         )
-        return (Change(join(columns[8], columns[9]), _entry(columns)) for columns in found)
+        return (Change(join(columns[8], columns[9]), self._entry(columns)) for columns in found)
 
     def versions(self, path: bytes) -> list[Remembered]:
         """Return every version of a path that is known, the present one last."""
         found = self._db.execute(
             f"SELECT {_ENTRY}, born, seq FROM remembered WHERE path = ? ORDER BY seq", (path,)
         )
-        versions = [Remembered(_entry(columns), columns[8], columns[9]) for columns in found]
+        versions = [Remembered(self._entry(columns), columns[8], columns[9]) for columns in found]
         directory, name = split(path)
         present = self._db.execute(
             f"SELECT {_ENTRY}, born FROM entry WHERE name = ?"
@@ -548,9 +556,17 @@ class Manifest:
             )
             self._db.execute("DELETE FROM run WHERE name = ?", (name,))
 
+    def pending(self) -> set[bytes]:
+        """Return the paths that some replica was left behind with."""
+        found = self._db.execute("SELECT mark FROM peer WHERE mark IS NOT NULL").fetchall()
+        return {path for (mark,) in found for path in msgspec.msgpack.decode(mark, type=Mark).pending}
+
     def acknowledged(self) -> int:
         """Return up to which sequence number all replicas that this one syncs with have its changes."""
-        (found,) = self._db.execute("SELECT min(acknowledged) FROM peer WHERE mark IS NOT NULL").fetchone()
+        # Replicas below 0 may only read here, and need not come back.
+        (found,) = self._db.execute(
+            "SELECT min(acknowledged) FROM peer WHERE mark IS NOT NULL AND replica >= 0"
+        ).fetchone()
         return self.newest() if found is None else int(found)
 
     def tombstones(self, tick: int) -> list[bytes]:
@@ -563,7 +579,7 @@ class Manifest:
         return [
             join(columns[8], columns[9])
             for columns in found
-            if all(stamp.tick < tick for stamp in _entry(columns).version)
+            if all(stamp.tick < tick for stamp in self._entry(columns).version)
         ]
 
     def forget(self, paths: Iterable[bytes]) -> None:
@@ -729,6 +745,14 @@ class Manifest:
             for replica, name, place, synced_at, acknowledged in found
         ]
 
+    def _entry(self, columns: Sequence[Any]) -> Entry:
+        with told(self._db):
+            return _entry(columns)
+
+    def _row(self, columns: Sequence[Any]) -> Row:
+        with told(self._db):
+            return _row(columns)
+
 
 def _entry_columns(entry: Entry) -> tuple[object, ...]:
     return (
@@ -743,11 +767,18 @@ def _entry_columns(entry: Entry) -> tuple[object, ...]:
     )
 
 
+def _version(data: bytes) -> Version:
+    try:
+        return Version.decode(data)
+    except ValueError as error:
+        raise sqlite3.DatabaseError(str(error)) from error
+
+
 def _entry(columns: Sequence[Any]) -> Entry:
     kind, version, revision, digest, size, mode, mtime_ns, target = columns[:8]
     return Entry(
         kind=_KINDS[kind],
-        version=Version.decode(version),
+        version=_version(version),
         revision=revision,
         digest=digest,
         size=size,
@@ -760,7 +791,7 @@ def _entry(columns: Sequence[Any]) -> Entry:
 def _decoded(decode: Callable[[Sequence[Any]], _T], columns: Sequence[Any]) -> _T | None:
     try:
         return decode(columns)
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, sqlite3.DatabaseError):
         return None
 
 

@@ -299,9 +299,9 @@ class RemoteReplica:
         """See `Replica.recalls`."""
         return self._ask(Recalls(seq, nonce), bool)
 
-    def remint(self, peer: ReplicaId) -> Identity:
+    def remint(self, peer: ReplicaId, since: int) -> Identity:
         """See `Replica.remint`."""
-        identity = self._ask(Remint(peer), Identity)
+        identity = self._ask(Remint(peer, since), Identity)
         self.identity = msgspec.structs.replace(identity, name=plain(identity.name))
         return self.identity
 

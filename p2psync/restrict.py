@@ -284,7 +284,7 @@ class ReadOnly:
         """See `Replica.recalls`."""
         return self._replica.recalls(seq, nonce)
 
-    def remint(self, peer: ReplicaId) -> Identity:
+    def remint(self, peer: ReplicaId, since: int) -> Identity:
         """Refuse: who this is, is no business of readers.
 
         Raises:

@@ -22,7 +22,7 @@ from xxhash import xxh3_128_digest
 from p2psync.core.detect import is_racy, observe, vanish
 from p2psync.core.ignore import Ignore
 from p2psync.core.model import Digest, Entry, Kind, Problem, Record, Row
-from p2psync.core.paths import IGNORE_FILE, MAX_PATH, SIDECAR, ancestors, is_reserved, join
+from p2psync.core.paths import IGNORE_FILE, MAX_PATH, SIDECAR, ancestors, is_reserved, is_within, join
 from p2psync.core.vector import Stamp
 from p2psync.disk import Changing, Root, hash_file, kind_of, open_file, stat_of
 
@@ -126,6 +126,7 @@ class _Scanner:
             ignore = self._rules(visit, directory, children)
         except OSError as error:
             self._problem(path, error)
+            self._found.mounts |= {mount for mount in self._mounts if is_within(mount, path)}
             return
         self._found.ignores[path] = ignore
         if self._is_unmounted(visit, device, children):
@@ -141,12 +142,12 @@ class _Scanner:
         self._found.fingerprints[path] = fingerprint if trusted else None
 
     def _is_unmounted(self, visit: _Visit, device: int, children: dict[bytes, os.stat_result]) -> bool:
-        """Was something mounted here that is not now? A folder that holds something is one like any other."""
+        """Was something mounted here that is not now, or something else that is empty?"""
         mounted = visit.device is not None and device != visit.device
-        unmounted = not mounted and visit.path in self._mounts and not children
-        if mounted or unmounted:
+        known = visit.path in self._mounts
+        if mounted or known:
             self._found.mounts.add(visit.path)
-        return unmounted
+        return known and (not mounted or not children)
 
     def _rules(self, visit: _Visit, directory: int, children: dict[bytes, os.stat_result]) -> Ignore:
         """Return the rules in force in a directory, its own ignore file included."""

@@ -158,8 +158,8 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return [replica.point()]
         case Recalls(seq, nonce):
             return [replica.recalls(seq, nonce)]
-        case Remint(peer):
-            return [replica.remint(peer)]
+        case Remint(peer, since):
+            return [replica.remint(peer, since)]
         case Files():
             return [replica.files()]
         case Acknowledge(peer, mark):

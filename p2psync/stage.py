@@ -17,7 +17,17 @@ from xxhash import xxh3_128
 from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
 from p2psync.core.paths import ancestors, split
 from p2psync.core.replica import Content, More, Piece
-from p2psync.disk import OPEN_DIRECTORY, Root, blocks_of, hash_file, open_file, stat_of, sweep, write_all
+from p2psync.disk import (
+    OPEN_DIRECTORY,
+    Root,
+    blocks_of,
+    hash_file,
+    open_file,
+    size_below,
+    stat_of,
+    sweep,
+    write_all,
+)
 from p2psync.errors import ProtocolError
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -183,6 +193,10 @@ class Stage:
         return found
 
     # -- leftovers
+
+    def size(self) -> int:
+        """Return how many bytes are staged."""
+        return size_below(self._root, b"")
 
     def clear(self) -> None:
         """Remove all that is staged: nothing waits for it."""

@@ -95,7 +95,8 @@ class Session:
         self._replicas: tuple[Replica, Replica] = (home, peer)
         self._progress = progress
         if home.identity.replica == peer.identity.replica:
-            peer.remint(home.identity.replica)  # both are open, so one is a copy of the other
+            # Both are open, so one is a copy of the other.
+            peer.remint(home.identity.replica, _newest_common(home, peer))
 
     def scan(self, keep: bool, home_scanned: Scanned | None = None) -> None:
         """Find out what changed on both sides.
@@ -159,7 +160,7 @@ class Session:
         for side, other in (self._replicas, self._replicas[::-1]):
             mark = other.mark(side.identity.replica)
             if mark and mark.epoch == side.identity.epoch and not side.recalls(mark.seq, mark.nonce):
-                side.remint(other.identity.replica)
+                side.remint(other.identity.replica, 0)
 
     # -- exchange
 
@@ -230,7 +231,7 @@ class Session:
                 return (
                     f"{gone} of the {files} files in {side.identity.name} would be deleted."
                     " Nothing was changed. Is a disk not mounted, or a folder moved away?"
-                    f" If they are to go, say so with --approve {name}, or allow more with --max-delete"
+                    f" If they are to go, say so with --approve {name} (or allow more with --max-delete)"
                 )
         return None
 
@@ -282,6 +283,19 @@ class Session:
             point = points[other.identity.replica]
             mark = Mark(other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce)
             side.replica.acknowledge(other.identity, mark)
+
+
+def _newest_common(home: Home, copy: Replica) -> int:
+    """Return the newest change that two states of one replica both recall, as its sequence number."""
+    low, high = 0, home.point().seq
+    while low < high:
+        middle = (low + high + 1) // 2
+        nonce = home.nonce(middle)
+        if nonce is not None and copy.recalls(middle, nonce):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _rules(side: Side, other: Side) -> bytes:

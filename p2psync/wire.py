@@ -19,7 +19,7 @@ from xxhash import xxh3_128_digest
 
 from p2psync.core import paths
 from p2psync.core.model import Entry, Kind
-from p2psync.core.vector import Version
+from p2psync.core.vector import MAX_AHEAD_SECONDS, Version
 from p2psync.errors import PeerError, ProtocolError, Unreachable
 
 if sys.version_info >= (3, 14):
@@ -30,8 +30,6 @@ else:
 PROTOCOL = 1
 """Both sides must speak the same one."""
 MAX_FRAME = 16 * 1024 * 1024
-MAX_AHEAD_SECONDS = 366 * 24 * 3600
-"""A tick further ahead than this would poison the clock of every replica that took it in."""
 
 _MAGIC = b"p2psync\0"
 _OPENING = struct.Struct(">8sHB")

@@ -87,19 +87,21 @@ CANARIES = (
     _canary(
         "treat EACCES as absent",
         "p2psync/scan.py",
-        "        except OSError as error:\n            self._problem(path, error)\n            return\n",
+        "        except OSError as error:\n"
+        "            self._problem(path, error)\n            self._found.mounts",
         "        except PermissionError:\n"
         "            self._forget_below(path, visit.ignore or Ignore.top(self._exclude))\n"
         "            return\n"
-        "        except OSError as error:\n            self._problem(path, error)\n            return\n",
+        "        except OSError as error:\n"
+        "            self._problem(path, error)\n            self._found.mounts",
         "tests/test_scan.py",
     ),
     _canary(
         "drop tombstones at once",
         "p2psync/manifest.py",
-        '            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",\n'
+        '            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",\n'
         "            (self._columns(record, seq) for record in records),\n        )\n",
-        '            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",\n'
+        '            "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",\n'
         "            (self._columns(record, seq) for record in records),\n        )\n"
         '        self._db.execute("DELETE FROM entry WHERE kind = 0")\n',
         "tests/test_manifest.py",

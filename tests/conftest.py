@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +21,23 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
         pytest.skip(why)
     with running_sshd(tmp_path_factory.mktemp("sshd")) as server:
         yield server
+
+
+COUNTED = ("kill points", "error points", "power cuts", "edits between scan and apply")
+"""What tests record as a property of how much they tried."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many points of failure were tried."""
+    tried = Counter[str]()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()) if is_of_call(report) else ():
+                if name in COUNTED:
+                    tried[name] += value
+    if tried:
+        terminalreporter.write_line("tried: " + ", ".join(f"{tried[name]} {name}" for name in tried))
+
+
+def is_of_call(report: object) -> bool:
+    return getattr(report, "when", None) == "call"

@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -426,6 +427,23 @@ def test_a_folder_with_something_new_in_it_is_not_deleted(root: Path) -> None:
     assert version(9) <= found[b"p"].version  # it has come to life again: no peer's deletion is disputed
 
 
+def test_a_folder_stays_deleted_although_what_is_in_it_could_not_be_deleted_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"p/d/f": b"old"})
+    wanted = {path: tombstone(version(9)) for path in (b"p", b"p/d", b"p/d/f")}
+
+    def broken(*args: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_rename", broken)
+        assert {problem.path for problem in carry_out_at(root, wanted)} == set(wanted)
+    assert carry_out_at(root, wanted) == []
+    assert snapshot(root) == {}
+    assert in_manifest(root, *wanted) == list(wanted.values())
+
+
 def test_permissions_of_a_folder_that_change_between_scan_and_apply_are_left_alone(root: Path) -> None:
     make_tree(root, {b"p": None})
     os.chmod(root / "p", 0o755)
@@ -569,6 +587,28 @@ def test_what_appears_in_a_folder_as_it_is_replaced_is_put_back(
         problems = carry_out_at(root, {b"p": file(b"new", seen=version(9))}, b"new")
     assert [problem.path for problem in problems] == [b"p"]
     assert contents_of([root]) == {b"mine"}
+
+
+def test_what_replaces_what_is_put_back_is_put_back_instead(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"p": b"old"})
+    exchanges = 0
+
+    def rename(source: bytes, source_fd: int, target: bytes, target_fd: int, flags: int) -> None:
+        nonlocal exchanges
+        if flags == EXCHANGE and exchanges < 3:
+            exchanges += 1
+            (root / "mine").write_bytes(b"edit %d" % exchanges)
+            os.rename(root / "mine", root / "p")
+        real(source, source_fd, target, target_fd, flags)
+
+    real = disk._rename
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_rename", rename)
+        problems = carry_out_at(root, {b"p": file(b"new", seen=version(9))}, b"new")
+    assert [problem.path for problem in problems] == [b"p"]
+    assert contents_of([root]) == {b"edit 3"}
 
 
 def test_what_vanishes_as_it_is_replaced_stays_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -783,6 +823,58 @@ def test_a_new_folder_arrives_without_what_did_not_come(root: Path) -> None:
     assert [problem.path for problem in problems] == [b"d/g"]
     assert set(snapshot(root)) == {b"d", b"d/f", b"d/h"}
     assert in_manifest(root, b"d/f", b"d/g") == [wanted[b"d/f"], None]
+
+
+@pytest.mark.parametrize("call", ["utime", "fchmod"])
+def test_a_folder_never_arrives_with_other_permissions(
+    root: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    wanted = {b"d": directory(0o750), b"d/e": directory(0o500), b"d/e/f": file(b"new")}
+
+    def broken(fd: int, *args: int, **kwargs: object) -> None:
+        if os.fstat(fd).st_mode & 0o170000 == 0o040000 and os.listdir(fd) == ["f"]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd, *args, **kwargs)
+
+    real = getattr(os, call)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, broken)
+        assert {problem.path for problem in carry_out_at(root, wanted, b"new")} == set(wanted)
+    assert snapshot(root) == {}
+    assert carry_out_at(root, wanted, b"new") == []
+    assert [seen.mode for seen in snapshot(root).values()] == [0o750, 0o500, 0o644]
+
+
+def test_a_link_never_arrives_with_another_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {b"d": directory(), b"d/l": symlink(b"x", NEW_NS)}
+
+    def broken(path: bytes | int, **kwargs: object) -> None:
+        if path == b"l":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path, **kwargs)
+
+    real: Any = os.utime
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", broken)
+        assert [problem.path for problem in carry_out_at(root, wanted)] == [b"d/l"]
+    assert set(snapshot(root)) == {b"d"}
+    assert carry_out_at(root, wanted) == []
+    assert snapshot(root)[b"d/l"].mtime_ns == NEW_NS
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a user who may move what is write-protected")
+def test_a_read_only_folder_that_may_be_moved_as_it_is_is_never_writable(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a folder's permissions change once it is in place")
+
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        replica.prepare([Transition(b"d", None, directory(0o555))])
+        monkeypatch.setattr("p2psync.apply.change_mode", forbidden)
+        assert [outcome.done for outcome in replica.apply()] == [1]
+    assert snapshot(root)[b"d"].mode == 0o555
 
 
 @pytest.mark.usefixtures("any_system")

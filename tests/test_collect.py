@@ -14,12 +14,14 @@ import pytest
 
 from p2psync import history
 from p2psync.config import history_limits
-from p2psync.core.model import Kind
+from p2psync.core.model import Kind, Prefer
 from p2psync.core.retention import DAY_SECONDS, Kept, Limits
 from p2psync.errors import ReplicaError
 from p2psync.local import LocalReplica
+from p2psync.sync import Session
 from p2psync.undo import contents, past, restore, undo
 from tests.support import (
+    Quiet,
     Tree,
     do_not_wait_for_disk,
     make_tree,
@@ -332,6 +334,21 @@ def test_a_deletion_that_a_replica_does_not_know_of_is_not_forgotten(tmp_path: P
     assert snapshot(here) == snapshot(away) == {}
     collect_at(here)
     assert not known(here, b"gone")
+
+
+def test_a_deletion_that_a_replica_was_left_behind_with_is_not_forgotten(
+    tmp_path: Path, clock: Clock
+) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1", b"f": b"1"})
+    delete(here, "gone")
+    with opened(here) as ours, opened(there) as theirs:
+        session = Session(ours, theirs, Quiet())
+        session.scan(keep=True)
+        put(there, "gone", b"edited meanwhile")
+        assert not session.round(Prefer.BOTH).in_step
+    clock.pass_days(40)
+    collect_at(here)
+    assert known(here, b"gone")
 
 
 def test_a_deletion_that_a_run_brought_is_not_forgotten_while_it_can_be_undone(

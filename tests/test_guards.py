@@ -73,6 +73,10 @@ def test_a_plan_that_is_approved_is_carried_out_once(tmp_path: Path) -> None:
     assert refused(there, here) == plan
     p2psync(here, "sync", "--approve", plan, there)
     assert assert_same(here, there) == {}
+    p2psync(there, "undo")
+    p2psync(there, "sync", here)
+    empty(here)
+    assert refused(here, "--approve", plan, there) != plan
     assert set(map(str.encode, MANY.values())) <= history(there)
 
 
@@ -163,10 +167,13 @@ def test_a_disk_in_the_tree_that_is_not_mounted_any_more_is_no_deletion(tmp_path
         ran = p2psync(here, "sync", there, code=1)
         assert "more was a mounted disk and is not mounted now" in ran.err
         assert snapshot(there) == copied
+    (here / "more" / "left under it").write_text("3")
+    assert "is not mounted now" in p2psync(here, "sync", there, code=1).err
     with mounted(here / "more"):
+        assert "is not mounted now" in p2psync(here, "sync", there, code=1).err
         (here / "more" / "too").write_text("2")
         p2psync(here, "sync", there)
-    (here / "more").rmdir()
+    shutil.rmtree(here / "more")
     p2psync(here, "sync", there)
     assert not (there / "more").exists()
 
@@ -175,7 +182,7 @@ def test_what_would_fill_a_disk_is_refused_before_anything_is_copied(
     tmp_path: Path, small_disk: Path
 ) -> None:
     here, there = replica(tmp_path / "here"), replica(small_disk / "there")
-    write(here / "large", bytes(20 << 20))
+    write(here / "large", bytes(25 << 20))
     write(here / "small", "small")
     write(there / "theirs", "theirs")
     before = snapshot(there)

@@ -287,3 +287,65 @@ def test_what_a_preference_would_displace_is_kept_when_nobody_knows_the_past(tmp
     write(os.fsencode(two / "f"), b"theirs")
     sync(one, two, Prefer.NEWEST)
     assert everything(one, two) >= {b"mine", b"theirs"}
+
+
+# -- clocks, rows and identities beyond all bounds
+
+
+def test_a_deletion_in_the_original_is_not_undone_by_a_copy_with_its_inodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)
+    original, third = (
+        new_replica(tmp_path / "original", {b"f": b"1", b"g": b"1"}),
+        new_replica(tmp_path / "3"),
+    )
+    sync(original, third)
+    copy(original, tmp_path / "copy")
+    (original / "f").unlink()
+    make_tree(original, {b"g": b"2"})
+    sync(original, tmp_path / "copy")
+    assert {path: seen.data for path, seen in snapshot(tmp_path / "copy").items()} == {b"g": b"2"}
+
+
+def test_a_clock_that_was_years_ahead_does_not_shut_a_replica_out_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = new_replica(tmp_path / "one", {b"f": b"1"}), new_replica(tmp_path / "two")
+    sync(one, two)
+    with monkeypatch.context() as patch:
+        patch.setattr("p2psync.manifest.time.time_ns", lambda: 4_000_000_000 * 10**9)
+        make_tree(one, {b"f": b"2", b"g": b"2"})
+        with opened(one) as replica:
+            replica.scan(keep=True)
+    with opened(one) as replica:
+        replica.scan(keep=True)
+        ticks = [stamp.tick for batch in replica.changes(0) for _, e in batch for stamp in e.version]
+    assert max(ticks) < 3_000_000_000 * 10**6
+    settle(one, two)
+    assert contents_of([two]) >= {b"2"}
+
+
+def test_a_row_that_cannot_be_read_is_a_damage_too(tmp_path: Path) -> None:
+    one, two = new_replica(tmp_path / "one", {b"f": b"1"}), new_replica(tmp_path / "two")
+    sync(one, two)
+    with sqlite3.connect(manifest_of(one)) as database:
+        database.execute("UPDATE entry SET version = x'00'")
+    database.close()
+    make_tree(one, {b"f": b"2"})
+    sync_twice(one, two)
+    settle(one, two)
+    assert b"2" in contents_of([two])
+
+
+def test_more_identities_than_a_version_holds_do_no_harm(tmp_path: Path) -> None:
+    root, other = new_replica(tmp_path / "root", {b"f": b"1"}), new_replica(tmp_path / "other")
+    sync(root, other)
+    for number in range(260):
+        with opened(root) as replica:
+            replica.remint(other_id := replica.identity.replica, replica.newest())
+            assert replica.identity.replica != other_id
+            make_tree(root, {b"f": b"%d" % number})
+            replica.scan(keep=True)
+    settle(root, other)
+    assert b"259" in contents_of([other])

@@ -189,6 +189,54 @@ def test_after_the_death_of_the_far_end_a_run_says_so_and_the_next_one_carries_o
     assert_same(here, there)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the child in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_whose_far_end_has_stalled_can_be_interrupted(
+    replicas: Replicas, running: list[subprocess.Popen[bytes]], number: signal.Signals
+) -> None:
+    here, there = replicas
+    run = start(here, "sync", there)
+    running.append(run)
+    wait_for(lambda: staged(there) or run.poll() is not None, "the moment to stall")
+    (child,) = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGSTOP)
+    stop(run, number)
+    p2psync(here, "sync", "--lock-wait", "0", there)
+    assert_same(here, there)
+
+
+FALLS_SILENT = """
+import os, sys
+left = 500_000
+while data := os.read(0, 65536):
+    left -= len(data)
+    if left > 0:
+        os.write(1, data)
+    else:
+        open(sys.argv[1], "w").close()
+"""
+
+
+@pytest.mark.parametrize("at", ["here", "there"])
+def test_a_run_whose_connection_falls_silent_can_be_interrupted(
+    replicas: Replicas, running: list[subprocess.Popen[bytes]], tmp_path: Path, at: str
+) -> None:
+    here, there = replicas
+    (here / "large").write_bytes(os.urandom(4_000_000))
+    silent = tmp_path / "silent"
+    cut = shlex.join([sys.executable, "-S", "-P", "-c", FALLS_SILENT, str(silent)])
+    options = fake_ssh(tmp_path)
+    script = f'#!/bin/sh\nfor last; do :; done\n{cut} | sh -c "$last" | {cut}\n'
+    (tmp_path / "fake-ssh").write_text(script)  # what was sent is lost, and nobody hangs up
+    one, other = (here, there) if at == "here" else (there, here)
+    run = start(one, "sync", f"host:{other}", *options)
+    running.append(run)
+    wait_for(lambda: silent.exists() or run.poll() is not None, "silence")
+    stop(run, signal.SIGTERM)
+    p2psync(here, "sync", there)
+    assert_same(here, there)
+
+
 DIES_AT_CHMOD = """
 import os, signal
 os.chmod = os.fchmod = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)

@@ -71,7 +71,7 @@ def test_an_identity_is_the_same_when_opened_again(place: bytes) -> None:
 
 
 def test_a_manifest_that_is_not_there_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(ReplicaError, match="no manifest"):
+    with pytest.raises(ReplicaError, match="is lost"):
         Manifest.open(os.fsencode(tmp_path / "manifest.db"))
     assert list(tmp_path.iterdir()) == []
 

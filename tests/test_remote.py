@@ -156,7 +156,7 @@ class Fake:
     def recalls(self, seq: int, nonce: int) -> bool:
         return (seq, nonce) == (len(self.tree), 7)
 
-    def remint(self, peer: ReplicaId) -> Identity:
+    def remint(self, peer: ReplicaId, since: int) -> Identity:
         self.identity = REPLACE(self.identity, replica=peer)
         return self.identity
 
@@ -211,7 +211,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "files": lambda side: side.files(),
     "point": lambda side: side.point(),
     "recalls": lambda side: [side.recalls(len(TREE), nonce) for nonce in (7, 8)],
-    "remint": lambda side: (side.remint(ReplicaId(6)), side.identity),
+    "remint": lambda side: (side.remint(ReplicaId(6), 0), side.identity),
     "acknowledge": lambda side: (side.acknowledge(side.identity, MARK), side.mark(side.identity.replica)),
     "stage": lambda side: (
         side.stage([Piece(digest(b"new"), b"new", More.LAST)] for _ in range(3)),

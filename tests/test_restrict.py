@@ -498,7 +498,7 @@ def test_a_reader_does_not_make_another_replica_of_it(sides: tuple[Path, Path]) 
     with reading(there) as peer:
         before = peer.identity
         with pytest.raises(ReplicaError, match=READ_ONLY):
-            peer.remint(ReplicaId(5))
+            peer.remint(ReplicaId(5), 0)
         assert peer.identity == before
 
 

@@ -78,5 +78,6 @@ def plan_id(sides: Iterable[tuple[ReplicaId, Sequence[Transition]]]) -> str:
                 (int(entry.kind), entry.digest, entry.mode) if entry else None
                 for entry in (step.expected, step.wanted)
             )
-            lines.append(repr((replica, step.path, before, after)))
+            seen = step.expected.version.encode() if step.expected else b""  # so that it is good once
+            lines.append(repr((replica, step.path, before, seen, after)))
     return xxh3_64_hexdigest("\n".join(sorted(lines)).encode())[:12]

@@ -43,6 +43,11 @@ def ancestors(path: bytes) -> Iterator[bytes]:
         end = path.rfind(b"/", 0, end)
 
 
+def is_within(path: bytes, folder: bytes) -> bool:
+    """Is `path` that folder, or below it?"""
+    return not folder or path == folder or path.startswith(folder + b"/")
+
+
 def shown(path: bytes) -> str:
     """Return a path as one line of printable text; what is not printable is escaped."""
     text = path.decode("utf-8", "surrogateescape")

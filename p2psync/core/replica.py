@@ -195,11 +195,11 @@ class Replica(Protocol):
     def recalls(self, seq: int, nonce: int) -> bool:
         """Was there ever this change? If not, this is a copy of who made it, or an older state."""
 
-    def remint(self, peer: ReplicaId) -> Identity:
+    def remint(self, peer: ReplicaId, since: int) -> Identity:
         """Become another replica, since the present identity belongs to another state; return the new one.
 
-        What was marked since the last sync with `peer`, and might have been marked so elsewhere, is marked
-        anew.
+        What might have been marked so elsewhere is marked anew: what changed after sequence number `since`
+        and after the last sync with `peer`.
         """
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
@@ -217,6 +217,9 @@ class Home(Replica, Protocol):
 
     def contests(self) -> Mapping[bytes, Contest]:
         """Return the conflicts settled before whose conflict copies are still there, by path."""
+
+    def nonce(self, seq: int) -> int | None:
+        """Return the nonce of the change of that number, None if it is not recalled."""
 
     def use_stamp(self, stamp: Stamp) -> None:
         """Make the tick of a stamp durable (I2)."""

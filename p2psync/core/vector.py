@@ -21,6 +21,9 @@ _PAIR = struct.Struct(">QQ")
 MAX_REPLICAS = 256
 """A vector longer than this comes from a broken or hostile peer: 4 KiB for a single path."""
 
+MAX_AHEAD_SECONDS = 366 * 24 * 3600
+"""A tick further ahead than this would poison the clock of every replica that took it in."""
+
 
 class Stamp(NamedTuple):
     """One tick of one replica's clock."""
@@ -52,11 +55,13 @@ class Version:
         joined = dict(self._ticks)
         for replica, tick in other._ticks.items():
             joined[replica] = max(tick, joined.get(replica, 0))
-        return Version(joined)
+        return Version(_bounded(joined))
 
     def bump(self, stamp: Stamp) -> Version:
         """Return the version that follows this one and is marked by `stamp`."""
-        return Version({**self._ticks, stamp.replica: stamp.tick}) if self._ticks else _first(stamp)
+        if not self._ticks:
+            return _first(stamp)
+        return Version(_bounded({**self._ticks, stamp.replica: stamp.tick}))
 
     def tick_of(self, replica: ReplicaId) -> int:
         """Return the last tick of `replica` that this version has seen; 0 for none."""
@@ -98,6 +103,13 @@ class Version:
         if ids != sorted(set(ids)) or any(not 0 < tick < 1 << 63 for _, tick in pairs):
             raise ValueError("a version vector that is not canonical")
         return Version(dict(pairs))
+
+
+def _bounded(ticks: dict[ReplicaId, int]) -> dict[ReplicaId, int]:
+    """Forget the oldest of too many: at worst a version is taken for one that has not seen another."""
+    if len(ticks) <= MAX_REPLICAS:
+        return ticks
+    return dict(sorted(ticks.items(), key=lambda pair: pair[1])[-MAX_REPLICAS:])
 
 
 @lru_cache(maxsize=16)
