@@ -39,7 +39,7 @@ class Changing(OSError):
 class Root:
     """A directory, and a cursor that opens directories below it."""
 
-    _KEEP = 100
+    _KEEP = 32
     """Descriptors kept on the way down, so that trees may be deeper than RLIMIT_NOFILE."""
 
     def __init__(self, fd: int, make: bool = False) -> None:

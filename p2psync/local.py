@@ -210,12 +210,12 @@ class LocalReplica:
         stats = (os.fstat(self._root.fd), os.stat("manifest.db", dir_fd=sidecar))
         place = b"%d %d" % (stats[0].st_ino, stats[1].st_ino)
         known = self._manifest.place()
-        ahead = self._manifest.clock() > (time.time() + MAX_AHEAD_SECONDS) * 1e6
-        if place != known or ahead:
+        marked_wrongly = self._manifest.ahead_since(int((time.time() + MAX_AHEAD_SECONDS) * 1e6))
+        if place != known or marked_wrongly is not None:
             with self._manifest.transaction():
-                if ahead:  # the clock was wrong: nobody takes over what was marked then
+                if marked_wrongly is not None:
                     self._manifest.set_clock(0)
-                    self._manifest.remint(0)
+                    self._manifest.remint(marked_wrongly)
                 elif known is not None:
                     self._manifest.remint(self._manifest.newest())
                 self._manifest.settle(place)

@@ -263,6 +263,22 @@ class Manifest:
         """Set the largest tick that was ever used; the identity must not stay what it is."""
         self._db.execute("UPDATE meta SET value = ? WHERE key = 'tick'", (tick,))
 
+    def ahead_since(self, limit: int) -> int | None:
+        """Return after which sequence number the clock was so far ahead that no peer takes what it marked.
+
+        None if it was not. Where a peer did take over such ticks, this clock is behind now.
+
+        Args:
+            limit: the largest tick that peers take.
+        """
+        if self._number("tick") <= limit:
+            return None
+        (taken,) = self._db.execute("SELECT coalesce(max(acknowledged), 0) FROM peer").fetchone()
+        for (data,) in self._db.execute("SELECT DISTINCT version FROM entry WHERE seq <= ?", (taken,)):
+            if any(stamp.tick > limit for stamp in Version.decode(data)):
+                return None
+        return int(taken)
+
     def point(self) -> Point:
         """Return how far the changes go."""
         seq = self.newest()

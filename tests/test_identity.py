@@ -289,7 +289,7 @@ def test_what_a_preference_would_displace_is_kept_when_nobody_knows_the_past(tmp
     assert everything(one, two) >= {b"mine", b"theirs"}
 
 
-# -- clocks, rows and identities beyond all bounds
+# -- rows and identities beyond all bounds
 
 
 def test_a_deletion_in_the_original_is_not_undone_by_a_copy_with_its_inodes(
@@ -306,24 +306,6 @@ def test_a_deletion_in_the_original_is_not_undone_by_a_copy_with_its_inodes(
     make_tree(original, {b"g": b"2"})
     sync(original, tmp_path / "copy")
     assert {path: seen.data for path, seen in snapshot(tmp_path / "copy").items()} == {b"g": b"2"}
-
-
-def test_a_clock_that_was_years_ahead_does_not_shut_a_replica_out_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two = new_replica(tmp_path / "one", {b"f": b"1"}), new_replica(tmp_path / "two")
-    sync(one, two)
-    with monkeypatch.context() as patch:
-        patch.setattr("p2psync.manifest.time.time_ns", lambda: 4_000_000_000 * 10**9)
-        make_tree(one, {b"f": b"2", b"g": b"2"})
-        with opened(one) as replica:
-            replica.scan(keep=True)
-    with opened(one) as replica:
-        replica.scan(keep=True)
-        ticks = [stamp.tick for batch in replica.changes(0) for _, e in batch for stamp in e.version]
-    assert max(ticks) < 3_000_000_000 * 10**6
-    settle(one, two)
-    assert contents_of([two]) >= {b"2"}
 
 
 def test_a_row_that_cannot_be_read_is_a_damage_too(tmp_path: Path) -> None:

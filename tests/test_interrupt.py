@@ -71,7 +71,7 @@ def stop(run: subprocess.Popen[bytes], number: signal.Signals) -> None:
     assert time.monotonic() - began < PROMPT
     ran = finish(run, 130)
     assert "interrupted" in ran.err
-    assert group(run) == []
+    wait_for(lambda: group(run) == [], "the end of what it had started")
 
 
 def names(folder: Path) -> list[str]:

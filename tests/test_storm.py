@@ -98,7 +98,11 @@ class Writer:
         os.rename(new, full)
 
     def _truncate(self, full: bytes, data: bytes) -> None:
-        os.truncate(full, self._dice.randrange(SIZE))
+        fd = os.open(full, os.O_WRONLY)
+        try:
+            os.truncate(fd, self._dice.randrange(os.fstat(fd).st_size + 1))
+        finally:
+            os.close(fd)
 
     def _delete(self, full: bytes, data: bytes) -> None:
         os.unlink(full)

@@ -516,11 +516,6 @@ ESCAPES = {
         Transition(b"d/l", None, REPLACE(UP, target=b"../..", digest=Digest(xxh3_128_digest(b"../..")))),
         Transition(b"d/l/pwned", None, STAGED),
     ],
-    "through a link in place of a folder of its own": [
-        Transition(b"d", None, FOLDER),
-        Transition(b"d", FOLDER, UP),
-        Transition(b"d/pwned", None, STAGED),
-    ],
 }
 
 
@@ -535,6 +530,19 @@ def test_no_transition_reaches_what_is_outside_of_the_root(
     assert {tag for tag, _ in told} == {VALUE, END}
     [problems] = [message[1] for tag, message in told[-2:] if tag == VALUE]
     assert problems or (root / "d" / "pwned").is_file()
+
+
+def test_two_things_wanted_of_one_path_are_refused(tmp_path: Path) -> None:
+    root = grounds(tmp_path)
+    steps = [
+        Transition(b"d", None, FOLDER),
+        Transition(b"d", FOLDER, UP),
+        Transition(b"d/pwned", None, STAGED),
+    ]
+    before = outside(root)
+    told = answers(root, attack(*steps))
+    assert (ERROR, outside(root)) == (told[-1][0], before)
+    assert not (root / "d").exists()
 
 
 @pytest.mark.parametrize("path", HOSTILE_PATHS)
