@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 
@@ -55,6 +56,7 @@ from p2psync.disk import (
     begin_sync,
     exists,
     is_open,
+    rename_new,
     sync_file_system,
 )
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
@@ -101,7 +103,11 @@ def init(root: bytes, name: str | None = None) -> bool:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(made)
     Manifest.create(made, name or _default_name(root)).close()
-    os.rename(made, os.path.join(sidecar, b"manifest.db"))
+    fd = os.open(sidecar, OPEN_DIRECTORY)
+    try:
+        rename_new(b"manifest.new", fd, b"manifest.db", fd)
+    finally:
+        os.close(fd)
     return True
 
 
@@ -112,7 +118,12 @@ def _default_name(root: bytes) -> str:
 
 def _is_sidecar(folder: bytes) -> bool:
     """Is it the sidecar of a replica, also of one whose manifest was lost?"""
-    return any(os.path.isfile(os.path.join(folder, name)) for name in (b"manifest.db", b"lock"))
+    for name in (b"manifest.db", b"lock"):
+        with contextlib.suppress(
+            FileNotFoundError, NotADirectoryError
+        ):  # what cannot be looked at may be there
+            return stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode)
+    return False
 
 
 def _open_manifest(root: bytes, sidecar: int, lock: bool) -> Manifest:
