@@ -28,6 +28,7 @@ from p2psync.disk import (
     lstat,
     rename_new,
     stat_of,
+    sync_file_system,
 )
 from p2psync.history import History
 from p2psync.stage import Stage
@@ -57,7 +58,14 @@ class Applier:
     def run(self, transitions: Iterable[Transition]) -> Iterator[Record | Problem]:
         """Carry out `transitions`; yield an outcome for each, in the order in which they were done."""
         self._root.forget()  # what the scan held open may have been moved away
-        for transition in in_order(transitions):
+        ordered = in_order(transitions)
+        copies = {path for transition in ordered for path in transition.after}
+        unsynced = False
+        for transition in ordered:
+            if transition.after and unsynced:  # I3 holds for power cuts too
+                sync_file_system(self._root.fd)
+                unsynced = False
+            unsynced |= transition.path in copies
             outcome = self._attempt(transition)
             if isinstance(outcome, Problem):
                 self._failed.add(transition.path)

@@ -226,7 +226,8 @@ def scanned(root: Path) -> dict[bytes, Entry]:
 
 def do_not_wait_for_disk(patch: pytest.MonkeyPatch) -> None:
     """Leave out what only a power cut would tell from nothing: fsync is most of the time of a small sync."""
-    patch.setattr("p2psync.local.sync_file_system", lambda fd: None)
+    for module in ("local", "apply"):
+        patch.setattr(f"p2psync.{module}.sync_file_system", lambda fd: None)
     patch.setattr("p2psync.disk.sync_file_system", lambda fd: None)
     patch.setattr("p2psync.database.SYNCHRONOUS", "OFF")
 

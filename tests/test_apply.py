@@ -482,6 +482,24 @@ def test_what_was_never_staged_is_a_problem_and_changes_nothing(root: Path) -> N
     assert {path: seen.data for path, seen in snapshot(root).items()} == {b"p": b"old"}
 
 
+def test_a_conflict_copy_is_on_disk_before_what_displaces_it_is_renamed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"p": b"loser"})
+    steps: list[bytes] = []
+    real = disk._rename
+
+    def rename(source: bytes, source_fd: int, target: bytes, target_fd: int, flags: int) -> None:
+        steps.append(target)
+        real(source, source_fd, target, target_fd, flags)
+
+    monkeypatch.setattr(disk, "_rename", rename)
+    monkeypatch.setattr("p2psync.apply.sync_file_system", lambda fd: steps.append(b"sync"))
+    wanted = {b"p": file(b"winner", seen=version(9)), b"z copy": file(b"loser")}
+    assert carry_out_at(root, wanted, b"winner", b"loser", after={b"p": (b"z copy",)}) == []
+    assert steps.index(b"z copy") < steps.index(b"sync") < len(steps) - 1 - steps[::-1].index(b"p")
+
+
 def test_a_path_stays_when_its_conflict_copy_cannot_be_made(root: Path) -> None:
     make_tree(root, {b"p": b"loser"})
     wanted = {b"p": file(b"winner", seen=version(9)), b"copy": file(b"loser")}
