@@ -186,6 +186,16 @@ def make_case(nursery: Nursery, folder: Path, scenario: str, transport: Sequence
     return Case(nursery, folder, transport, scenario == "first")
 
 
+def _left_open(now: Seen | None, after: Seen | None) -> bool:
+    """Is it a write-protected folder that died between its rename and its permissions?
+
+    Only root may rename one as it is; for others the RACE in `apply._move_directory` stays.
+    """
+    if os.geteuid() == 0 or now is None or after is None:
+        return False
+    return now.kind == after.kind == "directory" and now.mode == after.mode | 0o200
+
+
 class Judge:
     """Knows what a case is before a run, and after one in which nothing goes wrong."""
 
@@ -225,6 +235,7 @@ class Judge:
                 path: (now, after)
                 for path, (now, after) in self.unlike(side).items()
                 if not (unread and (_whole(now) == _whole(after) or path.startswith(MERGED)))
+                and not _left_open(now, after)
             }
             assert not unlike, unlike
         trees = self._case.trees()
