@@ -63,8 +63,8 @@ class Collector:
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
             self._manifest.forget_runs(names)
-            old = [path for path in old if path not in self._manifest.pending()]
-            self._manifest.forget([path for path in old if not self._is_needed(path, stay)])
+            pending = self._manifest.pending()
+            self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.set_collected(int(now))
         self._remove(gone)
         return gone

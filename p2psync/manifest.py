@@ -565,7 +565,7 @@ class Manifest:
         return [(name, path) for name, path in found]
 
     def forget_runs(self, names: Iterable[str]) -> None:
-        """Forget runs whose history is gone, and the versions that only it held."""
+        """Forget runs whose history is gone, and the conflicts that they settled."""
         for name in names:
             self._db.execute(
                 "DELETE FROM conflict WHERE seq IN (SELECT seq FROM run WHERE name = ?)", (name,)

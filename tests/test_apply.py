@@ -482,6 +482,28 @@ def test_what_was_never_staged_is_a_problem_and_changes_nothing(root: Path) -> N
     assert {path: seen.data for path, seen in snapshot(root).items()} == {b"p": b"old"}
 
 
+def test_a_file_that_cannot_be_replaced_in_steps_is_put_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_renameat2(monkeypatch)
+    make_tree(root, {b"p": b"old"})
+    real, into_tree = os.rename, []
+
+    def rename(source: bytes, target: bytes, **places: int) -> None:
+        if target == b"p~1":  # the old one goes to the history; the new one comes next
+            into_tree.append(True)
+        elif into_tree and source == b"p":
+            into_tree.clear()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target, **places)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        problems = carry_out_at(root, {b"p": file(b"new", seen=version(9))}, b"new")
+    assert [problem.path for problem in problems] == [b"p"]
+    assert snapshot(root)[b"p"].data == b"old"
+
+
 def test_a_conflict_copy_is_on_disk_before_what_displaces_it_is_renamed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

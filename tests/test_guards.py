@@ -194,3 +194,12 @@ def test_what_would_fill_a_disk_is_refused_before_anything_is_copied(
     (here / "large").unlink()
     p2psync(here, "sync", there)
     assert_same(here, there)
+
+
+def test_what_a_run_that_died_left_on_a_full_disk_counts_as_room(tmp_path: Path, small_disk: Path) -> None:
+    here, there = replica(tmp_path / "here"), replica(small_disk / "there")
+    write(here / "large", bytes(18 << 20))
+    (there / ".p2psync" / "stage").mkdir(exist_ok=True)
+    write(there / ".p2psync" / "stage" / "large", bytes(10 << 20))
+    p2psync(here, "sync", there)
+    assert_same(here, there)

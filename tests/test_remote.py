@@ -797,6 +797,15 @@ def test_plain_ssh_is_kept_alive(ssh: Ssh, tmp_path: Path, monkeypatch: pytest.M
     assert arguments(tmp_path)[:4] == ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
 
 
+def test_an_ssh_with_options_of_its_own_is_kept_alive_too(ssh: Ssh, tmp_path: Path) -> None:
+    ssh("exit 255")
+    program = (tmp_path / "ssh it").rename(tmp_path / "ssh")
+    for option, added in (("-v", True), ("-o ServerAliveInterval=99", False)):
+        with pytest.raises(Unreachable):
+            connect_ssh(HOST, ssh_command=f"{program} {option}", remote_command=None, create=False)
+        assert ("ServerAliveInterval=15" in arguments(tmp_path)) == added
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_ssh_may_ask_only_where_someone_can_answer(ssh: Ssh, tmp_path: Path, terminal: bool) -> None:
     stdin, other = os.dup(0), os.openpty()

@@ -663,3 +663,18 @@ def test_what_lies_deeper_than_any_peer_would_believe_is_told_and_left_alone(roo
         assert len(known(root)) == depth
     finally:
         remove_deep(root, name)
+
+
+def test_a_mount_that_cannot_be_read_stays_known_as_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(root, {b"d/mount/f": b"1"})
+    scanned(root)
+    with opened(root) as replica:
+        with replica.manifest.transaction():
+            replica.manifest.set_mounts({b"d/mount"})
+
+        def unreadable(directory: int) -> dict[bytes, os.stat_result]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(scan, "_children", unreadable)
+        assert replica.scan(keep=True).problems
+        assert replica.manifest.mounts() == {b"d/mount"}
