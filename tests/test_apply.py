@@ -482,6 +482,25 @@ def test_what_was_never_staged_is_a_problem_and_changes_nothing(root: Path) -> N
     assert {path: seen.data for path, seen in snapshot(root).items()} == {b"p": b"old"}
 
 
+def test_a_name_that_the_file_system_takes_for_another_is_not_the_file_that_is_wanted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"foo": b"same"})
+    os.chmod(root / "foo", 0o644)
+
+    def exists(source: bytes, source_fd: int, target: bytes, target_fd: int) -> None:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("p2psync.apply.rename_new", exists)
+        patch.setattr("p2psync.apply.lstat", lambda name, fd: disk.lstat(name.lower(), fd))
+        patch.setattr("p2psync.apply.hash_file", lambda name, fd: disk.hash_file(name.lower(), fd))
+        patch.setattr("p2psync.apply.os.utime", lambda *args, **kwargs: None)
+        problems = carry_out_at(root, {b"Foo": file(b"same")}, b"same")
+    assert [problem.path for problem in problems] == [b"Foo"]
+    assert in_manifest(root, b"Foo") == [None]
+
+
 def test_a_file_that_cannot_be_replaced_in_steps_is_put_back(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
