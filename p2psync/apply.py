@@ -12,7 +12,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from p2psync.core.detect import is_racy
@@ -44,12 +45,27 @@ class Applier:
     """Carries out the transitions of one run."""
 
     def __init__(
-        self, root: Root, stage: Stage, history: History, row_of: Callable[[bytes], Row | None]
+        self,
+        root: Root,
+        stage: Stage,
+        history: History,
+        row_of: Callable[[bytes], Row | None],
+        foreseen: Mapping[bytes, Row] = MappingProxyType({}),
     ) -> None:
+        """Work on the tree at `root`.
+
+        Args:
+            root: the directory.
+            stage: has what is to be put in place.
+            history: takes what is replaced or deleted.
+            row_of: tells what the manifest has for a path.
+            foreseen: the rows that files will have if they arrive with their folder.
+        """
         self._root = root
         self._stage = stage
         self._history = history
         self._row_of = row_of
+        self._foreseen = foreseen
         self._failed: set[bytes] = set()
         self._made: list[tuple[bytes, Entry]] = []
         self._arrived: dict[bytes, int] = {}
@@ -66,6 +82,10 @@ class Applier:
                 sync_file_system(self._root.fd)
                 unsynced = False
             unsynced |= transition.path in copies
+            foreseen = self._foreseen.get(transition.path)
+            if foreseen is not None and split(transition.path)[0] in self._arrived:
+                yield Record(transition.path, foreseen)
+                continue
             outcome = self._attempt(transition)
             if isinstance(outcome, Problem):
                 self._failed.add(transition.path)
@@ -74,7 +94,7 @@ class Applier:
 
     def _attempt(self, transition: Transition) -> Record | Problem:
         path = transition.path
-        if not self._failed.isdisjoint(transition.after):
+        if transition.after and not self._failed.isdisjoint(transition.after):
             return Problem(path, "left alone: its conflict copy could not be made")
         try:
             return Record(path, self._swap(transition), transition.expected)
@@ -106,7 +126,7 @@ class Applier:
 
     def _create(self, path: bytes, wanted: Entry) -> Row:
         folder, name = split(path)
-        if folder in self._arrived:
+        if self._arrived and folder in self._arrived:
             return self._account(path, wanted, self._arrived[folder])
         source, staged = self._staged(path)
         directory = self._root.directory(folder)
@@ -129,11 +149,15 @@ class Applier:
 
     def _account(self, path: bytes, wanted: Entry, arrived_ns: int) -> Row:
         """Return the row of what has come with the directory that it is in."""
-        with _told():
+        try:
             found = self._stage.check(path)
+        except FileNotFoundError:
+            raise Refused(_NOT_STAGED) from None
+        if found is not None:
+            return vouched(wanted, found, arrived_ns)
         if wanted.kind is Kind.DIRECTORY:
             self._arrived[path] = arrived_ns
-        return Row(wanted) if found is None else _vouched(wanted, found, arrived_ns)
+        return Row(wanted)
 
     def _adopt_directory(self, path: bytes, wanted: Entry) -> None:
         """Take the directory that is there already: it holds ignored files, or a run died that made it.
@@ -235,8 +259,10 @@ class Applier:
             raise
 
     def _staged(self, path: bytes) -> tuple[int, bytes]:
-        with _told():
+        try:
             return self._stage.place(path)
+        except FileNotFoundError:
+            raise Refused(_NOT_STAGED) from None
 
     def _finish_directories(self) -> None:
         """Give the directories their times, now that they are filled; it is no harm if one has gone again."""
@@ -245,6 +271,7 @@ class Applier:
                 os.utime(self._root.directory(path), ns=(wanted.mtime_ns, wanted.mtime_ns))
 
 
+_NOT_STAGED = "its contents changed while they were sent; the next sync will take them"
 _EDITED = "was changed while it was to be replaced"
 _IN_USE = "cannot be replaced: the folder holds files that are ignored or new"
 
@@ -346,22 +373,20 @@ def _row(wanted: Entry, name: bytes, directory: int) -> Row:
     """Return the row for what was just put at a path."""
     if wanted.kind is not Kind.FILE:
         return Row(wanted)
-    return _vouched(wanted, stat_of(lstat(name, directory)), time.time_ns())
+    return vouched(wanted, stat_of(lstat(name, directory)), time.time_ns())
 
 
-def _vouched(wanted: Entry, found: Stat, seen_ns: int) -> Row:
+def vouched(wanted: Entry, found: Stat, seen_ns: int) -> Row:
+    """Return the row of a file that was put at a path, with the stat that it has there.
+
+    Args:
+        wanted: what it is.
+        found: its stat.
+        seen_ns: when that was looked at.
+    """
     # RACE: who writes to the file before this stat changes its size or time: then it is looked at again.
     touched = found.size != wanted.size or found.mtime_ns != wanted.mtime_ns
     return Row(wanted, found, touched or is_racy(found.mtime_ns, seen_ns))
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Say what it means that something has not been staged."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise Refused("its contents changed while they were sent; the next sync will take them") from None
 
 
 def _write_in(directory: int, action: Callable[[], _T]) -> _T:

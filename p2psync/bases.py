@@ -32,7 +32,9 @@ LEVEL = 1
 class Bases:
     """The kept texts of one sidecar."""
 
-    def __init__(self, sidecar: int, kept: Callable[[Sequence[Digest]], set[Digest]]) -> None:
+    def __init__(
+        self, sidecar: int, kept: Callable[[Sequence[Digest]], set[Digest]] = lambda digests: set()
+    ) -> None:
         """Use the file `bases` in the directory open as `sidecar`.
 
         Args:
@@ -45,6 +47,8 @@ class Bases:
         self._waiting: dict[Digest, bytes] = {}
         self._size = 0
         self._extents: list[Extent] = []
+        self._written: list[Extent] = []
+        """Of the block that is being written, and good once the writer has ended."""
         self._writer: Thread | None = None
 
     def close(self) -> None:
@@ -61,11 +65,19 @@ class Bases:
                 self._write()
 
     def flush(self) -> list[Extent]:
-        """Write what is waiting; return where all texts added since the last flush are."""
+        """Write what is waiting; return where all texts are that were not told of yet."""
         self._write()
         self._join()
+        return self.written()
+
+    def written(self) -> list[Extent]:
+        """Return where texts are that have been written, and were not told of yet."""
         extents, self._extents = self._extents, []
         return extents
+
+    def adopt(self, extents: Iterable[Extent]) -> None:
+        """Tell of these too: another process has written what is there."""
+        self._extents += extents
 
     def read(self, extent: Extent) -> bytes | None:
         """Return the text at `extent`, None if it is not there any more."""
@@ -100,21 +112,23 @@ class Bases:
 
     def _write_block(self, texts: dict[Digest, bytes]) -> None:
         block = zstd.compress(b"".join(texts.values()), LEVEL)
-        offset = os.lseek(self._fd, 0, os.SEEK_END)
         try:
             if os.write(self._fd, block) < len(block):
                 return
         except OSError:
             return  # no room for them: a conflict will be set aside instead of merged
+        offset = os.lseek(self._fd, 0, os.SEEK_CUR) - len(block)  # others may append too
         start = 0
         for digest, data in texts.items():
-            self._extents.append(Extent(digest, offset, len(block), start, len(data)))
+            self._written.append(Extent(digest, offset, len(block), start, len(data)))
             start += len(data)
 
     def _join(self) -> None:
         if self._writer:
             self._writer.join()
             self._writer = None
+            self._extents += self._written
+            self._written = []
 
 
 def _text(block: bytes | None, extent: Extent) -> bytes | None:

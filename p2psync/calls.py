@@ -74,6 +74,10 @@ class Prepare(_Call, frozen=True):
     pass
 
 
+class Take(_Call, frozen=True):
+    pass
+
+
 class Read(_Call, frozen=True):
     digests: Annotated[list[AnyDigest], _FEW]
 
@@ -126,6 +130,7 @@ AnyCall = (
     | Texts
     | Rehash
     | Prepare
+    | Take
     | Read
     | Stage
     | Apply
@@ -177,9 +182,13 @@ def batches(items: Sequence[_T], weigh: Callable[[_T], int]) -> Iterator[list[_T
 def weight(item: Transition | Change) -> int:
     """Estimate the bytes of what holds one or two entries."""
     if isinstance(item, Change):
-        return 100 + len(item.path) + len(item.entry.target) + 16 * len(item.entry.version)
-    entries = [entry for entry in (item.expected, item.wanted) if entry is not None]
-    return len(item.path) + sum(map(len, item.after)) + sum(weight(Change(b"", entry)) for entry in entries)
+        return len(item.path) + _entry_weight(item.entry)
+    before = _entry_weight(item.expected) if item.expected is not None else 0
+    return len(item.path) + before + _entry_weight(item.wanted) + sum(map(len, item.after))
+
+
+def _entry_weight(entry: Entry) -> int:
+    return 100 + len(entry.target) + 16 * len(entry.version)
 
 
 def plain_problems(problems: Iterable[Problem]) -> list[Problem]:

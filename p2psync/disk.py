@@ -51,6 +51,8 @@ class Root:
         self.fd = fd
         self._make = make
         self._names: list[bytes] = []
+        self._path: bytes | None = None
+        """Where the cursor is, if that is known."""
         self._fds: list[int] = []
 
     @classmethod
@@ -64,6 +66,9 @@ class Root:
         Raises:
             OSError: NotADirectoryError or ELOOP where a component is no directory.
         """
+        if path == self._path and self._fds:
+            return self._fds[-1]
+        self._path = None  # until it is open: whoever fails here is anywhere
         names = path.split(b"/") if path else []
         same = 0
         for mine, wanted in zip(self._names, names, strict=False):
@@ -79,6 +84,7 @@ class Root:
             if len(self._fds) > self._KEEP and self._fds[-self._KEEP] >= 0:
                 os.close(self._fds[-self._KEEP])
                 self._fds[-self._KEEP] = -1
+        self._path = path
         return self._fds[-1] if self._fds else self.fd
 
     def forget(self) -> None:
@@ -161,7 +167,9 @@ def kind_of(mode: int) -> Kind | None:
 
 def stat_of(st: os.stat_result) -> Stat:
     """Return what vouches for the contents of a file."""
-    mtime_ns = min(max(st.st_mtime_ns, -_LIMIT), _LIMIT - 1)
+    mtime_ns = st.st_mtime_ns
+    if not -_LIMIT <= mtime_ns < _LIMIT:
+        mtime_ns = -_LIMIT if mtime_ns < 0 else _LIMIT - 1
     return Stat(st.st_size, mtime_ns, st.st_ctime_ns, st.st_ino & (_LIMIT - 1))
 
 

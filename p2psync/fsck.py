@@ -362,7 +362,7 @@ class _Check:
                 yield "the history"
         extent = self._manifest.extent(digest)
         text = self._bases.read(extent) if extent else None
-        if text is not None and self._stage.fill(digest, iter((text,))):
+        if text is not None and self._stage.put(digest, text):
             yield "the bases"
         for path in self._manifest.holders([digest]).get(digest, []):
             if path not in self._rotten:

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 import msgspec
 
 from p2psync import history
-from p2psync.apply import Applier
+from p2psync.apply import Applier, vouched
 from p2psync.bases import Bases
 from p2psync.collect import Collector
 from p2psync.config import history_limits
@@ -27,6 +27,7 @@ from p2psync.core.model import (
     Kind,
     Problem,
     Record,
+    Row,
     Transition,
     action_of,
     needs_content,
@@ -46,6 +47,7 @@ from p2psync.core.replica import (
     Piece,
     Point,
     Scanned,
+    Taken,
 )
 from p2psync.core.retention import Kept, Limits
 from p2psync.core.vector import MAX_AHEAD_SECONDS, NOTHING, ReplicaId, Stamp
@@ -64,6 +66,7 @@ from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
 from p2psync.scan import Scan, scan
 from p2psync.stage import Stage
+from p2psync.take import take
 
 BATCH = 1000
 """Changes in a batch, outcomes between two reports of progress."""
@@ -207,8 +210,20 @@ class LocalReplica:
         self._ignores: dict[bytes, Ignore] = {}
         self._any_rules = True
         self._transitions: Sequence[Transition] = ()
+        self._new_entries: dict[bytes, Entry] = {}
+        """Files that come with a new folder."""
+        self._foreseen: dict[bytes, Row] = {}
+        """Rows that are written, but not committed: their files are staged."""
+        self._scanned: dict[bytes, Entry] = {}
+        """What the last scan found changed, as long as nothing else has changed it."""
+        self._scan_seq = 0
+        """The sequence number of that."""
+        self._seq = 0
+        """Under which sequence number they are."""
         self._path = root
         self._cleans = cleans
+        self.neighbour: bytes | None = None
+        """The root of the other side, if that is on this machine."""
         self._run = 0
         """The sequence number of what was applied last, until it is acknowledged."""
 
@@ -258,29 +273,44 @@ class LocalReplica:
     def scan(self, keep: bool) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
         self._manifest.roll_back()  # of a dry run
+        self._scanned = {}
         stamp = self._manifest.next_stamp()
         anew = self._manifest.is_anew()
-        found = scan(self._root, self._manifest, stamp, self._exclude())
+        begun = False
+
+        def note(changes: Sequence[Record]) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                self._manifest.begin()
+                self._manifest.use(stamp)
+                self._scan_seq = self._manifest.next_seq()
+            found = [_of_unknown_past(record) for record in changes] if anew else changes
+            self._manifest.record_under(self._scan_seq, found)
+            self._scanned.update({record.path: record.row.entry for record in found})
+
+        try:
+            found = scan(self._root, self._manifest, stamp, self._exclude(), note)
+        except BaseException:
+            self._manifest.roll_back()
+            raise
         if anew:
-            found.changes = [_of_unknown_past(record) for record in found.changes]
             found.problems.append(Problem(SIDECAR, _ANEW))
         self._ignores = found.ignores
         self._any_rules = bool(found.rules)
         told: list[bytes] = []
         if not keep:
-            self._manifest.begin()
-            told = self._note(found, stamp)
-        elif anew or found.touches_manifest or found.mounts != self._manifest.mounts():
-            with self._manifest.transaction():
-                told = self._note(found, stamp)
+            if not begun:
+                self._manifest.begin()
+            told = self._note(found)
+        elif begun or anew or found.touches_manifest or found.mounts != self._manifest.mounts():
+            with self._manifest.transaction(begun):
+                told = self._note(found)
         return Scanned(found.problems, told, found.rules)
 
-    def _note(self, found: Scan, stamp: Stamp) -> list[bytes]:
-        """Write the findings of a scan; return the paths that are no entries and were not met before."""
+    def _note(self, found: Scan) -> list[bytes]:
+        """Write what else a scan found; return the paths that are no entries and were not met before."""
         self._manifest.set_scanned()
-        if found.changes:
-            self._manifest.use(stamp)
-            self._manifest.record(found.changes)
         self._manifest.set_mounts(found.mounts)
         self._manifest.vouch(found.vouched)
         self._manifest.set_fingerprints(found.fingerprints)
@@ -310,7 +340,7 @@ class LocalReplica:
     def changes(self, since: int) -> Iterator[list[Change]]:
         """Yield all newer entries that are not ignored; see `Replica.changes`."""
         batch = []
-        for change in self._manifest.changes(since):
+        for change in self._changes(since):
             if not self._is_ignored(Name(change.path, change.entry.kind is Kind.DIRECTORY)):
                 batch.append(change)
                 if len(batch) == BATCH:
@@ -318,6 +348,11 @@ class LocalReplica:
                     batch = []
         if batch:
             yield batch
+
+    def _changes(self, since: int) -> Iterator[Change]:
+        if self._scanned and since == self._scan_seq - 1 and self.newest() == self._scan_seq:
+            return (Change(path, entry) for path, entry in self._scanned.items())  # just what was found
+        return self._manifest.changes(since)
 
     def lookup(self, names: Sequence[Name]) -> Found:
         """Return what is known of each of `names`."""
@@ -358,7 +393,9 @@ class LocalReplica:
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
         self._check_room(transitions)
+        self._manifest.roll_back()
         self._transitions = transitions
+        self._new_entries, self._foreseen = _in_new_folders(transitions), {}
         with _staging():
             wanted = self._stage.expect(transitions)
             if not self.newest():  # nothing is known here, so nothing is held
@@ -403,7 +440,17 @@ class LocalReplica:
                 return True
         extent = self._manifest.extent(content.digest) if kept else None
         text = self._bases.read(extent) if extent else None
-        return text is not None and self._stage.fill(content.digest, iter((text,)))
+        return text is not None and self._stage.put(content.digest, text)
+
+    def take(self) -> Iterator[Taken]:
+        """Stage what is in the tree of the neighbour; see `Replica.take`."""
+        with _staging():
+            if self.neighbour is not None:
+                for files, size in take(self._stage, self._bases, self._sidecar, self.neighbour):
+                    self._foresee()
+                    yield Taken(files, size)
+            for start in range(0, len(lacking := self._stage.lacking()), BATCH):
+                yield Taken(0, 0, lacking[start : start + BATCH])
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """Yield the contents with these digests, in batches of pieces; see `Replica.read`."""
@@ -424,7 +471,31 @@ class LocalReplica:
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
-            self._stage.receive(batches, self._keep)
+            self._stage.receive(self._foreseeing(batches), self._keep)
+
+    def _foreseeing(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
+        for batch in batches:
+            yield batch
+            self._foresee()
+
+    def _foresee(self) -> None:
+        """Write the rows of files that will arrive with a new folder, while others still come.
+
+        In a transaction that ends with `apply`: what does not arrive as foreseen is corrected there (I5).
+        """
+        now_ns = time.time_ns()
+        rows = {
+            path: vouched(self._new_entries[path], stat, now_ns)
+            for path, stat in self._stage.new_stats().items()
+            if path in self._new_entries
+        }
+        if rows:
+            if not self._foreseen:
+                self._manifest.begin()
+                self._seq = self._manifest.next_seq()
+            self._manifest.record_under(self._seq, [Record(path, row) for path, row in rows.items()])
+            self._manifest.keep(self._bases.written())
+            self._foreseen.update(rows)
 
     def _keep(self, digest: Digest, data: bytes) -> None:
         """Keep a text that comes from elsewhere, for merges to come.
@@ -456,7 +527,7 @@ class LocalReplica:
         records: list[Record] = []
         problems: list[Problem] = []
         told = 0
-        applier = Applier(self._root, self._stage, self._history, self._manifest.row)
+        applier = Applier(self._root, self._stage, self._history, self._row, self._foreseen)
         for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
@@ -467,8 +538,8 @@ class LocalReplica:
                 told, problems = len(records), []
         wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
-        with self._manifest.transaction():
-            seq = self._manifest.record(records)
+        with self._manifest.transaction(begun=bool(self._foreseen)):
+            seq = self._record(records)
             settled = _settled(transitions, {problem.path for problem in problems})
             if settled or any(map(_shows, records)):
                 size = sum(map(_displaced, records))
@@ -482,6 +553,20 @@ class LocalReplica:
             self._run = 0
             self._stage.clear()
         yield Applied(len(records) - told, problems)
+
+    def _row(self, path: bytes) -> Row | None:
+        """Return the row of a path as it is without what is only foreseen."""
+        return None if path in self._foreseen else self._manifest.row(path)
+
+    def _record(self, records: Sequence[Record]) -> int:
+        """Write the rows of what was done, but for those that are written already."""
+        foreseen, self._foreseen = self._foreseen, {}
+        if not foreseen:
+            return self._manifest.record(records)
+        left = [record for record in records if foreseen.pop(record.path, None) != record.row]
+        self._manifest.forget(foreseen)
+        self._manifest.record_under(self._seq, left)
+        return self._seq
 
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
         """Keep texts that both sides turned out to have: no transfer has passed them by."""
@@ -535,6 +620,7 @@ class LocalReplica:
 
     def remint(self, peer: ReplicaId, since: int) -> Identity:
         """Become another replica; see `Replica.remint`."""
+        self._scanned = {}
         with self._manifest.transaction():
             self._manifest.remint(max(since, self._manifest.acknowledged_by(peer)))
         return self.identity
@@ -553,6 +639,7 @@ class LocalReplica:
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """Remember how far the changes of `peer` are taken in; the run is over for this side."""
+        self._scanned = {}
         self._stage.clear()
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
@@ -590,6 +677,16 @@ _ANEW = (
     "the manifest was lost or damaged and has been made anew: what is the same as on a peer is taken for the"
     " same, what differs is kept beside it, nothing is taken for deleted"
 )
+
+
+def _in_new_folders(transitions: Sequence[Transition]) -> dict[bytes, Entry]:
+    """Return the files whose folder is not there yet, so that they arrive with it."""
+    new = {step.path for step in transitions if step.expected is None and step.wanted.kind is Kind.DIRECTORY}
+    return {
+        step.path: step.wanted
+        for step in transitions
+        if step.expected is None and step.wanted.kind is Kind.FILE and split(step.path)[0] in new
+    }
 
 
 def _of_unknown_past(record: Record) -> Record:

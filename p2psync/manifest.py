@@ -216,14 +216,18 @@ class Manifest:
         self._db.close()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, begun: bool = False) -> Iterator[None]:
         """Commit what the block does, durably, or nothing of it.
+
+        Args:
+            begun: the transaction is open already; what was done in it belongs to the block.
 
         Raises:
             ReplicaError: SQLite cannot write: the disk is full, say.
         """
         try:
-            self.begin()
+            if not begun:
+                self.begin()
             yield
             self._db.execute("COMMIT")
         except BaseException:
@@ -231,7 +235,7 @@ class Manifest:
             raise
 
     def begin(self) -> None:
-        """Begin a transaction that only `roll_back` ends: for dry runs."""
+        """Begin a transaction that `roll_back` ends, or a block of `transaction` that is told of it."""
         self._db.execute("BEGIN IMMEDIATE")
 
     def roll_back(self) -> None:
@@ -328,7 +332,8 @@ class Manifest:
         found = self._db.execute("SELECT acknowledged FROM peer WHERE replica = ?", (peer,)).fetchone()
         return int(found[0]) if found else 0
 
-    def _next_seq(self) -> int:
+    def next_seq(self) -> int:
+        """Return a new sequence number, for what this transaction records."""
         self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
         seq = self._number("seq")
         self._db.execute("INSERT INTO nonce VALUES (?, ?)", (seq, secrets.randbits(63)))
@@ -403,7 +408,12 @@ class Manifest:
         """Write rows under a new sequence number and return it; versions that they replace are remembered."""
         if not records:
             return self.newest()
-        seq = self._next_seq()
+        seq = self.next_seq()
+        self.record_under(seq, records)
+        return seq
+
+    def record_under(self, seq: int, records: Sequence[Record]) -> None:
+        """Write rows under a number that this transaction has taken; see `record`."""
         superseded = [
             record.path
             for record in records
@@ -423,7 +433,6 @@ class Manifest:
             "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (self._columns(record, seq) for record in records),
         )
-        return seq
 
     def vouch(self, records: Iterable[Record]) -> None:
         """Write the stats of unchanged entries."""
@@ -722,7 +731,7 @@ class Manifest:
         Their entries stay what they are: nothing about them is new to others, or could be undone.
         """
         self.vouch(records)
-        self.add_run(run._replace(seq=self._next_seq()), ())
+        self.add_run(run._replace(seq=self.next_seq()), ())
 
     # -- peers
 

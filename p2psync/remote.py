@@ -38,6 +38,7 @@ from p2psync.calls import (
     Remint,
     Scan,
     Stage,
+    Take,
     Texts,
     batches,
     check_among,
@@ -60,6 +61,7 @@ from p2psync.core.replica import (
     Piece,
     Point,
     Scanned,
+    Taken,
 )
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import P2PSyncError, PeerError, ProtocolError, Unreachable
@@ -97,6 +99,7 @@ class RemoteReplica:
         self._busy = True
         self._closed = False
         self._prepared: set[bytes] = set()
+        self._lacking: set[Content] = set()
         try:
             connection.open(compress)
             identity = self._answer(Identity)
@@ -254,14 +257,21 @@ class RemoteReplica:
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """See `Replica.prepare`."""
         self._prepared = {transition.path for transition in transitions}
-        asked = {(step.wanted.digest, step.wanted.size) for step in transitions if needs_content(step)}
+        asked = {Content(step.wanted.digest, step.wanted.size) for step in transitions if needs_content(step)}
         missing: list[Content] = []
+        self._lacking = asked
         with self._calling(Prepare()):
             self._tell(batches(transitions, weight))
             for batch in self._answers(AnyContents):
                 check_among(batch, asked)
                 missing += batch
         return missing
+
+    def take(self) -> Iterator[Taken]:
+        """See `Replica.take`."""
+        for taken in self._stream(Take(), Taken):
+            check_among(taken.lacking, self._lacking)
+            yield taken
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """See `Replica.read`."""

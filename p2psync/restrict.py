@@ -30,6 +30,7 @@ from p2psync.core.replica import (
     Point,
     Replica,
     Scanned,
+    Taken,
 )
 from p2psync.core.vector import ReplicaId
 from p2psync.disk import OPEN_DIRECTORY
@@ -242,6 +243,10 @@ class ReadOnly:
         """Take note of what is to be refused."""
         self._transitions = transitions
         return []
+
+    def take(self) -> Iterator[Taken]:
+        """Take nothing: `prepare` lacked nothing."""
+        return iter(())
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """See `Replica.read`."""

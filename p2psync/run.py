@@ -6,6 +6,7 @@ same run. One peer's trouble never keeps the others from being synced.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import time
@@ -143,6 +144,8 @@ class _Link:
     run: PeerRun
     replica: RemoteReplica | None = None
     session: Session | None = None
+    path: bytes | None = None
+    """Where it is, if on this machine."""
     identity: ReplicaId | None = None
     """Who answered at the address."""
     seen: int = 0
@@ -162,6 +165,8 @@ def _open(
     try:
         link.replica = _connect(peer, root, options, peer.address in met, confirm)
         opened.callback(link.replica.close)
+        address = parse_address(peer.address)
+        link.path = os.path.abspath(address.path) if address.host is None else None
         link.identity = link.replica.identity.replica
         if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
             home.met(link.replica.identity.replica, peer.address)
@@ -207,14 +212,19 @@ def open_address(address: Address, peer: Peer, root: bytes, create: bool = False
         path = os.path.abspath(address.path)
         if _overlap(path, root):
             raise PeerError(f"{address} and {os.fsdecode(root)} are one inside the other, or the same")
-        return connect_local(path, open_replica, create)
+        return connect_local(path, functools.partial(open_replica, neighbour=os.path.abspath(root)), create)
     return connect_ssh(
         address, ssh_command=peer.ssh_command, remote_command=peer.remote_command, create=create
     )
 
 
-def open_replica(root: bytes, create: bool) -> LocalReplica:
+def open_replica(root: bytes, create: bool, neighbour: bytes | None = None) -> LocalReplica:
     """Open a replica for a peer; with `create`, make it one first if it is none.
+
+    Args:
+        root: of the replica.
+        create: make it one.
+        neighbour: the root of the other side, if that is on this machine.
 
     Raises:
         ReplicaError: it cannot be opened.
@@ -222,7 +232,9 @@ def open_replica(root: bytes, create: bool) -> LocalReplica:
     """
     if create:
         init(root)
-    return LocalReplica(root)
+    replica = LocalReplica(root)
+    replica.neighbour = neighbour
+    return replica
 
 
 def _overlap(one: bytes, other: bytes) -> bool:
@@ -245,9 +257,10 @@ def _round(
     """Sync with one peer; return what is known of the home side's files by now."""
     if link.run.error or link.replica is None:
         return home_scanned
+    home.neighbour = link.path
     try:
         if link.session is None:
-            link.session = Session(home, link.replica, progress)
+            link.session = Session(home, link.replica, progress, near=link.path is not None)
             link.session.scan(not options.dry_run, home_scanned)
         home_scanned = link.session.home_scanned
         limits = (options.max_delete, options.approved)

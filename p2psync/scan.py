@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple, Protocol
@@ -19,12 +19,13 @@ import msgspec
 from msgspec.structs import replace
 from xxhash import xxh3_128_digest
 
-from p2psync.core.detect import is_racy, observe, vanish
+from p2psync.core.detect import observe, vanish
 from p2psync.core.ignore import Ignore
-from p2psync.core.model import Digest, Entry, Kind, Problem, Record, Row
-from p2psync.core.paths import IGNORE_FILE, MAX_PATH, SIDECAR, ancestors, is_reserved, is_within, join
+from p2psync.core.model import Entry, Kind, Problem, Record, Row
+from p2psync.core.paths import IGNORE_FILE, MAX_PATH, SIDECAR, ancestors, is_reserved, is_within, join, split
 from p2psync.core.vector import Stamp
-from p2psync.disk import Changing, Root, hash_file, kind_of, open_file, stat_of
+from p2psync.disk import Root, kind_of, open_file, stat_of
+from p2psync.look import Seen, look_at
 
 MAX_RULES = 1024 * 1024
 """Bytes read of an ignore file: git has no limit, a mistake should have one."""
@@ -78,7 +79,21 @@ class _Visit(NamedTuple):
     """Of the parent."""
 
 
-def scan(root: Root, known: Known, stamp: Stamp, exclude: bytes) -> Scan:
+class _Leaf(NamedTuple):
+    """A file or symlink that the manifest does not vouch for."""
+
+    path: bytes
+    row: Row | None
+    size: int
+
+
+def scan(
+    root: Root,
+    known: Known,
+    stamp: Stamp,
+    exclude: bytes,
+    note: Callable[[Sequence[Record]], None] = lambda changes: None,
+) -> Scan:
     """Walk the whole tree.
 
     Args:
@@ -86,13 +101,24 @@ def scan(root: Root, known: Known, stamp: Stamp, exclude: bytes) -> Scan:
         known: the manifest to compare with.
         stamp: marks the changes.
         exclude: text of the replica's own, unshared ignore file.
+        note: is told of changes when all rows are compared; files may still have to be read.
     """
-    return _Scanner(root, known, stamp, exclude).run()
+    return _Scanner(root, known, stamp, exclude, note).run()
 
 
 class _Scanner:
-    def __init__(self, root: Root, known: Known, stamp: Stamp, exclude: bytes) -> None:
+    def __init__(
+        self,
+        root: Root,
+        known: Known,
+        stamp: Stamp,
+        exclude: bytes,
+        note: Callable[[Sequence[Record]], None],
+    ) -> None:
         self._root = root
+        self._note = note
+        self._noted = 0
+        self._leaves: list[_Leaf] = []
         self._known = known
         self._stamp = stamp
         self._exclude = exclude
@@ -109,6 +135,7 @@ class _Scanner:
                 self._forget_below(visit.path, visit.ignore)
             else:
                 self._visit(visit)
+        self._look_at_leaves()
         places = [
             path + b"\0" + ignore.fingerprint
             for path, ignore in sorted(self._found.ignores.items())
@@ -138,7 +165,7 @@ class _Scanner:
         if fingerprint == self._known.fingerprint(path):
             self._enter(path, ignore, children, device)
             return
-        trusted = self._compare(path, directory, children, ignore, device)
+        trusted = self._compare(path, children, ignore, device)
         self._found.fingerprints[path] = fingerprint if trusted else None
 
     def _is_unmounted(self, visit: _Visit, device: int, children: dict[bytes, os.stat_result]) -> bool:
@@ -169,9 +196,12 @@ class _Scanner:
                 self._stack.append(_Visit(join(path, name), ignore, device=device))
 
     def _compare(
-        self, path: bytes, directory: int, children: dict[bytes, os.stat_result], ignore: Ignore, device: int
+        self, path: bytes, children: dict[bytes, os.stat_result], ignore: Ignore, device: int
     ) -> bool:
-        """Compare a directory with its rows; return whether the rows can be trusted next time."""
+        """Compare a directory with its rows; return whether the rows can be trusted next time.
+
+        If only the files that are still to be looked at can be.
+        """
         rows = self._known.rows(path)
         trusted = True
         for name, st in children.items():
@@ -188,8 +218,10 @@ class _Scanner:
             if kind is Kind.DIRECTORY:
                 self._stack.append(_Visit(child, ignore, device=device))
                 trusted &= self._directory(child, row, st)
+            elif row and _vouched(row, kind, st):
+                self._reveal_above(child)
             else:
-                trusted &= self._leaf(child, name, directory, kind, row, st)
+                self._leaves.append(_Leaf(child, row, st.st_size))
             if row and row.entry.kind is Kind.DIRECTORY and kind is not Kind.DIRECTORY:
                 self._stack.append(_Visit(child, ignore.below(name), gone=True))
         self._vanish(path, rows, ignore)
@@ -207,27 +239,39 @@ class _Scanner:
         self._ghosts[path] = Record(path, Row(entry), known)
         return False
 
-    def _leaf(
-        self, path: bytes, name: bytes, directory: int, kind: Kind, row: Row | None, st: os.stat_result
-    ) -> bool:
-        """Look at a file or symlink; return whether its stat vouches for it from now on."""
-        if row and _vouched(row, kind, st):
-            self._reveal_above(path)
-            return True
+    def _look_at_leaves(self) -> None:
+        """Read what the manifest does not vouch for."""
+        self._tell()
+        for number, seen in look_at(self._root, [(leaf.path, leaf.size) for leaf in self._leaves]):
+            for leaf, one in zip(self._leaves[number : number + len(seen)], seen, strict=True):
+                self._leaf(leaf, one)
+            self._tell()
+
+    def _leaf(self, leaf: _Leaf, seen: Seen | str) -> None:
+        path, row, _ = leaf
         known = row.entry if row else None
-        now_ns = time.time_ns()
-        try:
-            seen, st = _look(name, directory, kind, st)
-        except OSError as error:
-            self._problem(path, error)
-            return False
-        if row and row.stat and row.stat.mtime_ns == stat_of(st).mtime_ns:
+        if isinstance(seen, str):
+            self._found.problems.append(Problem(path, seen))
+            self._distrust(path)
+            return
+        entry = seen.entry()
+        if row and row.stat and row.stat.mtime_ns == entry.mtime_ns:
             # Not touched since the entry was applied; the file system may keep times less exactly than it.
-            seen = replace(seen, mtime_ns=row.entry.mtime_ns)
-        racy = kind is Kind.FILE and is_racy(st.st_mtime_ns, now_ns)
-        entry = observe(known, seen, self._stamp)
-        self._record(path, Row(entry, stat_of(st) if kind is Kind.FILE else None, racy), known, row)
-        return not racy
+            entry = replace(entry, mtime_ns=row.entry.mtime_ns)
+        if seen.racy:
+            self._distrust(path)
+        self._record(path, Row(observe(known, entry, self._stamp), seen.stat, seen.racy), known, row)
+
+    def _distrust(self, path: bytes) -> None:
+        """Have the directory of a file compared row by row again next time."""
+        self._found.fingerprints[split(path)[0]] = None
+
+    def _tell(self) -> None:
+        """Tell of the changes that were found since the last time."""
+        new = self._found.changes[self._noted :]
+        self._noted += len(new)
+        if new:
+            self._note(new)
 
     def _vanish(self, path: bytes, rows: dict[bytes, Row], ignore: Ignore) -> None:
         """Record what is not there any more, with all that was below."""
@@ -264,8 +308,7 @@ class _Scanner:
             self._reveal_above(path)
 
     def _problem(self, path: bytes, error: OSError) -> None:
-        why = str(error.args[1]) if isinstance(error, Changing) else f"cannot be read: {error.strerror}"
-        self._found.problems.append(Problem(path, why))
+        self._found.problems.append(Problem(path, f"cannot be read: {error.strerror}"))
 
 
 _UNMOUNTED = (
@@ -318,18 +361,3 @@ def _vouched(row: Row, kind: Kind, st: os.stat_result) -> bool:
         and row.stat == stat_of(st)
         and row.entry.mode == st.st_mode & 0o777
     )
-
-
-def _look(name: bytes, directory: int, kind: Kind, st: os.stat_result) -> tuple[Entry, os.stat_result]:
-    """Return what is at a name, and the stat that goes with it.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if kind is Kind.SYMLINK:
-        target = os.readlink(name, dir_fd=directory)
-        digest = Digest(xxh3_128_digest(target))
-        return Entry(kind=kind, digest=digest, target=target, mtime_ns=stat_of(st).mtime_ns), st
-    digest, st = hash_file(name, directory)
-    mode, mtime_ns = st.st_mode & 0o777, stat_of(st).mtime_ns
-    return Entry(kind=kind, digest=digest, size=st.st_size, mode=mode, mtime_ns=mtime_ns), st

@@ -36,6 +36,7 @@ from p2psync.calls import (
     Remint,
     Scan,
     Stage,
+    Take,
     Texts,
     batches,
     check_paths,
@@ -145,6 +146,8 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return [replica.rehash(paths)]
         case Prepare():
             return batches(replica.prepare(list(_transitions(connection))), lambda _: 100)
+        case Take():
+            return replica.take()
         case Read(digests):
             return replica.read(digests)
         case Stage():
@@ -190,7 +193,8 @@ def _transitions(connection: Connection) -> Iterator[Transition]:
             if transition.path in known:
                 raise ProtocolError("the peer wants two things of one path")
             known.add(transition.path)
-            check_paths(transition.after)
+            if transition.after:
+                check_paths(transition.after)
             check_entry(transition.wanted)
             if transition.expected is not None:
                 check_entry(transition.expected)

@@ -12,13 +12,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-from xxhash import xxh3_128
+from xxhash import xxh3_128, xxh3_128_digest
 
+from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
 from p2psync.core.paths import ancestors, split
 from p2psync.core.replica import Content, More, Piece
 from p2psync.disk import (
     OPEN_DIRECTORY,
+    OPEN_FILE,
     Root,
     blocks_of,
     hash_file,
@@ -44,6 +46,7 @@ class Stage:
         self._wanted: dict[bytes, Entry] = {}
         self._waiting: dict[Digest, list[bytes]] = {}
         self._stats: dict[bytes, Stat] = {}
+        self._new: dict[bytes, Stat] = {}
         self._trouble: dict[bytes, OSError] = {}
 
     def close(self) -> None:
@@ -53,14 +56,14 @@ class Stage:
     def expect(self, transitions: Iterable[Transition]) -> list[Content]:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for."""
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
-        self._waiting, self._stats, self._trouble = {}, {}, {}
+        self._waiting, self._stats, self._new, self._trouble = {}, {}, {}, {}
         sweep(self._root, b"", self._adopt)
         for path, entry in self._wanted.items():
             try:
                 self._prepare(path, entry)
             except OSError as error:
                 self._trouble[path] = error
-        return [Content(digest, self._wanted[paths[0]].size) for digest, paths in self._waiting.items()]
+        return self.lacking()
 
     def _prepare(self, path: bytes, entry: Entry) -> None:
         match entry.kind:
@@ -97,64 +100,139 @@ class Stage:
         for piece in pieces:
             if piece.more is More.GONE:
                 continue
-            data = iter((piece.data,)) if piece.more is More.LAST else _whole(piece, pieces)
-            if self.fill(piece.digest, data) and piece.more is More.LAST:
+            if piece.more is More.MORE:
+                self.fill(piece.digest, _whole(piece, pieces))
+            elif self.put(piece.digest, piece.data):
                 keep(piece.digest, piece.data)
 
     def copy(self, digest: Digest, source: int) -> bool:
         """Stage the contents of the open file `source`; False if they are not those of `digest`."""
         return self.fill(digest, blocks_of(source))
 
+    def put(self, digest: Digest, data: bytes) -> bool:
+        """Write contents that are in memory; see `fill`."""
+        paths = self._waiting.get(digest, ())
+        if not paths or len(data) != self._wanted[paths[0]].size or xxh3_128_digest(data) != digest:
+            return False
+        written = False
+        for path in paths:
+            try:
+                directory, name = self._parent(path)
+                self._stats[path] = self._new[path] = _write_whole(name, directory, self._wanted[path], data)
+            except OSError as error:  # no room for it, or no way to it: others may fit
+                self._trouble[path] = error
+                continue
+            self._trouble.pop(path, None)
+            written = True
+        if written:
+            del self._waiting[digest]
+        return written
+
     def fill(self, digest: Digest, blocks: Iterator[bytes]) -> bool:
         """Write contents wherever they are waited for; False if they are not, or not those of `digest`."""
-        paths = self._waiting.get(digest, [])
-        whole: int | None = None
+        whole: bytes | None = None
         trouble: OSError | None = None
-        try:
-            for path in paths:
-                try:
-                    fd = self._write(path, blocks if whole is None else _again(whole))
-                except OSError as error:  # no room for it, or no way to it: others may fit
-                    self._trouble[path] = trouble = error
-                    continue
-                if fd is None:
-                    if trouble:  # it took what this one lacks
-                        self._trouble[path] = trouble
-                        continue
-                    break
-                if whole is None:
-                    whole = fd
-                else:
-                    os.close(fd)
-        finally:
-            if whole is not None:
-                os.close(whole)
+        for path in self._waiting.get(digest, ()):
+            try:
+                directory, name = self._parent(path)
+                source = blocks if whole is None else self._staged(whole)
+                found = _write(name, directory, self._wanted[path], source)
+            except OSError as error:  # no room for it, or no way to it: others may fit
+                self._trouble[path] = trouble = error
+                continue
+            if found is not None:
+                self._stats[path] = self._new[path] = found
+                self._trouble.pop(path, None)
+                whole = path
+            elif trouble:  # it took what this one lacks
+                self._trouble[path] = trouble
+            else:
+                break
         collections.deque(blocks, maxlen=0)
         if whole is not None:
             del self._waiting[digest]
         return whole is not None
 
-    def _write(self, path: bytes, blocks: Iterator[bytes]) -> int | None:
-        """Write one file and return it open, to be read again; None if that is not what was wanted.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        entry = self._wanted[path]
+    def _staged(self, path: bytes) -> Iterator[bytes]:
+        """Yield what has been staged for a path."""
         directory, name = self._parent(path)
-        fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+        fd = open_file(name, directory)
         try:
-            if _write_blocks(fd, blocks, entry):
-                self._stats[path] = _dress(fd, entry)
-                self._trouble.pop(path, None)
-                return fd
-        except OSError:
-            os.unlink(name, dir_fd=directory)
+            yield from blocks_of(fd)
+        finally:
             os.close(fd)
-            raise
-        os.unlink(name, dir_fd=directory)
-        os.close(fd)
-        return None
+
+    # -- contents that are in the tree of another replica on this machine
+
+    def waiting(self) -> list[tuple[bytes, int]]:
+        """Return the files that wait for contents, in the order of their paths, with their sizes in bytes."""
+        return sorted((path, self._wanted[path].size) for paths in self._waiting.values() for path in paths)
+
+    def take(
+        self, paths: Iterable[bytes], source: Root, keep: Callable[[Digest, bytes], None]
+    ) -> list[Stat | int | None]:
+        """Copy the files at `paths` below `source` that are what is to be at these paths here.
+
+        Args:
+            paths: those of a folder follow one another.
+            source: the root of the other tree.
+            keep: is offered whole small contents.
+
+        Returns:
+            What `took` has to be told of each, maybe in another process: the stat of the staged file, the
+            number of the error that kept it from being written, or None if it is not what is wanted.
+        """
+        taken: list[Stat | int | None] = []
+        folder: bytes | None = None
+        there = here = -1
+        for path in paths:
+            try:
+                parent, name = split(path)
+                if parent != folder:
+                    folder = None
+                    there, here, folder = source.directory(parent), self._root.directory(parent), parent
+                taken.append(self._copy(self._wanted[path], name, there, here, keep))
+            except OSError as error:
+                taken.append(error.errno)
+        return taken
+
+    def _copy(
+        self, entry: Entry, name: bytes, there: int, here: int, keep: Callable[[Digest, bytes], None]
+    ) -> Stat | None:
+        try:
+            fd = os.open(name, OPEN_FILE, dir_fd=there)
+        except OSError:
+            return None
+        try:
+            if entry.size > MAX_TEXT:
+                return _write(name, here, entry, blocks_of(fd))
+            data = os.read(fd, entry.size + 1)
+        finally:
+            os.close(fd)
+        if len(data) != entry.size or xxh3_128_digest(data) != entry.digest:
+            return None
+        keep(entry.digest, data)
+        return _write_whole(name, here, entry, data)
+
+    def took(self, path: bytes, found: Stat | int | None) -> None:
+        """Take note of what `take` returned for a path."""
+        if isinstance(found, int):
+            self._trouble[path] = OSError(found, os.strerror(found))
+        elif found is not None:
+            self._stats[path] = self._new[path] = found
+            digest = self._wanted[path].digest
+            self._waiting[digest].remove(path)
+            if not self._waiting[digest]:
+                del self._waiting[digest]
+
+    def lacking(self) -> list[Content]:
+        """Return the contents that some file still waits for."""
+        return [Content(digest, self._wanted[paths[0]].size) for digest, paths in self._waiting.items()]
+
+    def new_stats(self) -> dict[bytes, Stat]:
+        """Return the stats of the files that were staged since the last call."""
+        new, self._new = self._new, {}
+        return new
 
     # -- what is ready
 
@@ -200,7 +278,7 @@ class Stage:
 
     def clear(self) -> None:
         """Remove all that is staged: nothing waits for it."""
-        self._wanted, self._waiting, self._stats, self._trouble = {}, {}, {}, {}
+        self._wanted, self._waiting, self._stats, self._new, self._trouble = {}, {}, {}, {}, {}
         sweep(self._root, b"", lambda path, name, directory: False)
 
     def _adopt(self, path: bytes, name: bytes, directory: int) -> bool:
@@ -221,6 +299,25 @@ class Stage:
         return True
 
 
+def _write(name: bytes, directory: int, entry: Entry, blocks: Iterator[bytes]) -> Stat | None:
+    """Write a file of the stage; None if its contents are not what was wanted.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    try:
+        if _write_blocks(fd, blocks, entry):
+            return _dress(fd, entry)
+    except OSError:
+        os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(fd)
+    os.unlink(name, dir_fd=directory)
+    return None
+
+
 def _write_blocks(fd: int, blocks: Iterator[bytes], entry: Entry) -> bool:
     """Write the contents of a file; False if they are not what was wanted."""
     state, left = xxh3_128(), entry.size
@@ -233,10 +330,20 @@ def _write_blocks(fd: int, blocks: Iterator[bytes], entry: Entry) -> bool:
     return state.digest() == entry.digest
 
 
-def _again(fd: int) -> Iterator[bytes]:
-    """Yield what is in an open file, from its beginning."""
-    os.lseek(fd, 0, os.SEEK_SET)
-    return blocks_of(fd)
+def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat:
+    """Write a file of the stage whose contents are what was wanted; raises as `_write`.
+
+    The same as `_write` with less to do: of a first sync of small files this is most.
+    """
+    fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    try:
+        write_all(fd, data)
+        return _dress(fd, entry)
+    except OSError:
+        os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _dress(fd: int, entry: Entry) -> Stat:

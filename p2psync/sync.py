@@ -90,8 +90,17 @@ class Result:
 class Session:
     """Two open replicas. The first is at home here: it decides."""
 
-    def __init__(self, home: Home, peer: Replica, progress: Progress) -> None:
+    def __init__(self, home: Home, peer: Replica, progress: Progress, near: bool = False) -> None:
+        """Sync two replicas.
+
+        Args:
+            home: the side that decides.
+            peer: the other one.
+            progress: is told how it goes.
+            near: are the trees of both on this machine?
+        """
         self._home = home
+        self._near = near
         self._replicas: tuple[Replica, Replica] = (home, peer)
         self._progress = progress
         if home.identity.replica == peer.identity.replica:
@@ -247,8 +256,17 @@ class Session:
             return 0
         size = sum(content.size for content in rest)
         self._progress.begin("copying", len(rest), size)
-        side.replica.stage(self._watched(other.replica.read([content.digest for content in rest])))
+        if self._near:
+            rest = list(self._take(side))
+        if rest:
+            side.replica.stage(self._watched(other.replica.read([content.digest for content in rest])))
         return size
+
+    def _take(self, side: Side) -> Iterator[Content]:
+        """Have a side take what it can from the other's tree; yield what it lacks then."""
+        for taken in side.replica.take():
+            self._progress.advance(taken.files, taken.size)
+            yield from taken.lacking
 
     def _watched(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
         for batch in batches:

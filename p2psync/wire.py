@@ -245,21 +245,29 @@ def check_entry(entry: Entry) -> None:
     Raises:
         ProtocolError: it is one.
     """
-    has_digest = entry.kind in (Kind.FILE, Kind.SYMLINK)
+    kind = entry.kind
     sound = (
-        len(entry.digest) == (16 if has_digest else 0)
+        len(entry.digest) == (16 if kind is _FILE or kind is _SYMLINK else 0)
         and 0 <= entry.size < _INT
-        and (entry.size == 0 or entry.kind is Kind.FILE)
+        and (entry.size == 0 or kind is _FILE)
         and 0 <= entry.mode <= 0o777
         and 0 <= entry.revision < _REVISIONS
         and -_INT <= entry.mtime_ns < _INT
-        and bool(entry.target) == (entry.kind is Kind.SYMLINK)
-        and len(entry.target) <= paths.MAX_PATH
-        and b"\0" not in entry.target
-        and (entry.kind is not Kind.SYMLINK or entry.digest == xxh3_128_digest(entry.target))
+        and (_is_link(entry) if kind is _SYMLINK else not entry.target)
     )
     if not sound:
         raise ProtocolError(f"the peer sent an entry that cannot be: {entry!r:.300}")
+
+
+_FILE, _SYMLINK = Kind.FILE, Kind.SYMLINK
+"""Bound here: to look them up takes longer than to compare, and every entry is checked."""
+
+
+def _is_link(entry: Entry) -> bool:
+    target = entry.target
+    return (
+        0 < len(target) <= paths.MAX_PATH and b"\0" not in target and entry.digest == xxh3_128_digest(target)
+    )
 
 
 @functools.lru_cache(maxsize=4096)

@@ -599,7 +599,7 @@ def test_a_peer_that_answers_nonsense_ends_the_check_with_what_was_found_before(
     there = pair(root)
     rotten(root)
 
-    def opener(root: bytes, create: bool) -> LocalReplica:
+    def opener(root: bytes, create: bool, neighbour: bytes) -> LocalReplica:
         replica = LocalReplica(root)
         monkeypatch.setattr(replica, "rehash", lambda paths: answer)
         return replica

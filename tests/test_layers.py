@@ -28,8 +28,11 @@ MAY_USE = {  # besides the core, which all may use
     "errors": "",
     "disk": "",
     "bases": "",
-    "scan": "disk",
+    "workers": "",
+    "look": "disk workers",
+    "scan": "disk look",
     "stage": "disk errors",
+    "take": "bases disk stage workers",
     "history": "disk",
     "contents": "bases disk history manifest",
     "collect": "bases contents disk history manifest",
@@ -38,7 +41,7 @@ MAY_USE = {  # besides the core, which all may use
     "apply": "disk history stage",
     "database": "errors",
     "manifest": "database errors",
-    "local": "apply bases collect config contents disk errors history manifest scan stage",
+    "local": "apply bases collect config contents disk errors history manifest scan stage take",
     "peer": "errors",
     "wire": "errors",
     "calls": "errors wire",
@@ -69,6 +72,7 @@ PURE = {
         "functools",
         "io",
         "itertools",
+        "operator",
     ),
     *("re", "struct", "typing", "unicodedata", "msgspec", "xxhash"),
 }
@@ -79,7 +83,7 @@ BELONGS_TO = {
     "sqlite3": "database manifest",
     "subprocess": "connect",
     "ctypes": "disk",
-    "fcntl": "connect local",
+    "fcntl": "connect local workers",
     "random": "run",
 }
 HEAVY = {"rich", "tomlkit", "subprocess", "asyncio", "multiprocessing", "watchdog"}

@@ -54,6 +54,7 @@ from p2psync.core.replica import (
     Piece,
     Point,
     Scanned,
+    Taken,
 )
 from p2psync.core.vector import ReplicaId, Version
 from p2psync.errors import (
@@ -127,6 +128,10 @@ class Fake:
         self.prepared = transitions
         wanted = (step.wanted for step in transitions)
         return [Content(entry.digest, entry.size) for entry in wanted if entry.digest not in self.held]
+
+    def take(self) -> Iterator[Taken]:
+        yield Taken(1, 3)
+        yield Taken(0, 0, self.prepare(self.prepared))
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         for wanted in digests:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from p2psync import look as looking
 from p2psync import scan
 from p2psync.core.model import Digest, Entry, Kind, Row, Transition
 from p2psync.core.paths import MAX_NAME, MAX_PATH
@@ -84,7 +85,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         names.append(name)
         return hash_file(name, dir_fd)
 
-    monkeypatch.setattr(scan, "hash_file", look)
+    monkeypatch.setattr(looking, "hash_file", look)
     return names
 
 
@@ -425,7 +426,7 @@ def test_a_read_error_of_a_file_is_a_problem_and_keeps_its_entry(
         return hash_file(name, dir_fd)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan, "hash_file", look)
+        patch.setattr(looking, "hash_file", look)
         problems = scan_once(root).problems
     assert [(problem.path, os.strerror(code) in problem.why) for problem in problems] == [(b"f", True)]
     assert known(root)[b"f"] == before[b"f"]
@@ -464,7 +465,7 @@ def test_a_file_that_vanishes_while_it_is_looked_at_is_no_deletion_yet(
         os.unlink(name, dir_fd=dir_fd)
         return hash_file(name, dir_fd)
 
-    monkeypatch.setattr(scan, "hash_file", look)
+    monkeypatch.setattr(looking, "hash_file", look)
     assert [problem.path for problem in scan_once(root).problems] == [b"f"]
     assert known(root) == before
     assert not scanned(root)[b"f"].alive

@@ -24,6 +24,10 @@ class Kind(IntEnum):
     SYMLINK = 3
 
 
+_NOTHING = Kind.TOMBSTONE
+"""Bound here: to look it up takes longer than to compare, and it is asked for of every path, often."""
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True):
     """One version of one path."""
 
@@ -43,7 +47,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True
     @property
     def alive(self) -> bool:
         """Is there something at the path?"""
-        return self.kind is not Kind.TOMBSTONE
+        return self.kind is not _NOTHING
 
     def same_bytes(self, other: Entry) -> bool:
         """Are kind and contents equal, whatever the permissions and times?"""

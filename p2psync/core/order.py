@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 from p2psync.core.model import Kind, Transition
+from p2psync.core.paths import split
+
+_PATH = attrgetter("path")
 
 
 def in_order(transitions: Iterable[Transition]) -> list[Transition]:
@@ -14,15 +18,16 @@ def in_order(transitions: Iterable[Transition]) -> list[Transition]:
     (I3). What is taken away comes last, children before parents: a leaf that replaces a directory is
     among it, since the directory must be empty by then.
     """
-    pending = list(transitions)
-    copies = {path for transition in pending for path in transition.after}
-
-    def key(transition: Transition) -> tuple[bool, int, bool, bytes]:
-        depth = transition.path.count(b"/")
-        takes = takes_away(transition)
-        return (takes, -depth if takes else depth, transition.path not in copies, transition.path)
-
-    return sorted(pending, key=key)
+    makes: list[Transition] = []
+    takes: list[Transition] = []
+    for transition in transitions:
+        (takes if takes_away(transition) else makes).append(transition)
+    copies = {path for step in (*makes, *takes) for path in step.after}
+    makes.sort(key=_PATH)  # parents before children
+    if copies:
+        makes.sort(key=lambda step: (split(step.path)[0], step.path not in copies))
+    takes.sort(key=lambda step: (-step.path.count(b"/"), step.path not in copies, step.path))
+    return makes + takes
 
 
 def takes_away(transition: Transition) -> bool:

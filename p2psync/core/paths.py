@@ -19,6 +19,9 @@ MAX_NAME = 255
 MAX_PATH = 64 * 1024
 """Sixteen times PATH_MAX: trees deeper than PATH_MAX are real, longer paths than this are an attack."""
 
+_PLAIN_NAME = rb"(?![pP]2[pP])[0-9A-Za-z_][ -.0-~]{0,254}"
+_PLAIN = re.compile(rb"%s(?:/%s){0,100}" % (_PLAIN_NAME, _PLAIN_NAME))
+"""Paths that are allowed without a closer look: printable ASCII, no name like the sidecar's."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONFLICT_MARK = re.compile(rb"\.sync-conflict-\d{8}-\d{6}-[A-Z2-7]{7,26}(?:-\d+)?")
 _BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
@@ -87,6 +90,8 @@ def check(path: bytes) -> None:
     Raises:
         ValueError: says what is wrong with it.
     """
+    if _PLAIN.fullmatch(path):  # as most are
+        return
     if not path or len(path) > MAX_PATH or b"\0" in path:
         raise ValueError("a path that is empty, too long or holds a NUL byte")
     for name in path.split(b"/"):

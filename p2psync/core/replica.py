@@ -128,6 +128,16 @@ class Applied(msgspec.Struct, frozen=True, array_like=True):
     problems: list[Problem]
 
 
+class Taken(msgspec.Struct, frozen=True, array_like=True):
+    """How far contents are taken in."""
+
+    files: Count
+    size: Count
+    """Bytes."""
+    lacking: list[Content] = []
+    """What could not be had; told at the end."""
+
+
 class Replica(Protocol):
     """One side of a sync. Open means locked: no other run can touch it until `close`."""
 
@@ -172,6 +182,13 @@ class Replica(Protocol):
         Raises:
             ReplicaError: the stage cannot be written to.
             GuardTripped: the disk would be full.
+        """
+
+    def take(self) -> Iterator[Taken]:
+        """Take in what `prepare` lacked from the other side's tree, if that is on this machine.
+
+        Yields:
+            How much more is taken in; in the end, what still lacks.
         """
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:

@@ -1,0 +1,140 @@
+"""Contents straight from the other tree on this machine, and the rows that are written before they arrive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2psync.core.model import Entry, Transition
+from p2psync.core.replica import Content
+from p2psync.local import LocalReplica
+from tests.support import (
+    Link,
+    Tree,
+    directory,
+    do_not_wait_for_disk,
+    entries,
+    file,
+    give,
+    make_tree,
+    new_replica,
+    opened,
+    scanned,
+    snapshot,
+)
+
+LARGE = b"\0large " * 300_000
+"""More than is kept for merges."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    do_not_wait_for_disk(monkeypatch)
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[LocalReplica]:
+    """An empty replica, beside a folder `other`."""
+    with opened(new_replica(tmp_path / "replica")) as replica:
+        (tmp_path / "other").mkdir()
+        replica.neighbour = os.fsencode(tmp_path / "other")
+        yield replica
+
+
+def take(replica: LocalReplica, wanted: dict[bytes, Entry]) -> list[Content]:
+    """Have `replica` take what it can; return what it lacks then."""
+    replica.prepare([Transition(path, None, entry) for path, entry in wanted.items()])
+    return [content for taken in replica.take() for content in taken.lacking]
+
+
+def files(tree: Tree) -> dict[bytes, Entry]:
+    """Return the entries of a tree of files, and of their folders."""
+    made = {path: file(data) for path, data in tree.items() if isinstance(data, bytes)}
+    return {path.rpartition(b"/")[0]: directory() for path in made if b"/" in path} | made
+
+
+def test_files_are_taken_as_they_are_in_the_other_tree(tmp_path: Path, replica: LocalReplica) -> None:
+    tree: Tree = {b"d/f": b"1", b"d/large": LARGE, b"empty": b"", b"g": b"2"}
+    make_tree(tmp_path / "other", tree)
+    assert take(replica, files(tree)) == []
+    assert sum(applied.done for applied in replica.apply()) == 5
+    assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
+
+
+def test_thousands_of_files_are_taken_by_two_processes_and_kept_for_merges(
+    tmp_path: Path, replica: LocalReplica
+) -> None:
+    tree: Tree = {b"d%d/f%d" % (number % 9, number): b"text %d" % number for number in range(2000)}
+    make_tree(tmp_path / "other", tree)
+    wanted = files(tree)
+    assert take(replica, wanted) == []
+    assert sum(applied.done for applied in replica.apply()) == 2009
+    assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
+    texts = [data for data in tree.values() if isinstance(data, bytes)]
+    make_tree(tmp_path / "replica", dict.fromkeys(tree, b"edited"))
+    assert replica.texts([wanted[path].digest for path in tree]) == texts
+
+
+@pytest.mark.parametrize(
+    "instead", [b"edit", LARGE, Link(b"real"), None], ids=["edit", "large", "link", "folder"]
+)
+def test_what_is_something_else_there_is_lacking(
+    tmp_path: Path, replica: LocalReplica, instead: bytes | Link | None
+) -> None:
+    make_tree(tmp_path / "other", {b"real": b"f", b"f": instead})
+    assert take(replica, files({b"f": b"f"})) == [Content(file(b"f").digest, 1)]
+
+
+def test_what_cannot_be_had_comes_the_other_way(tmp_path: Path, replica: LocalReplica) -> None:
+    make_tree(tmp_path / "other", {b"d/f": b"1"})
+    assert take(replica, files({b"d/f": b"1", b"d/g": b"2"})) == [Content(file(b"2").digest, 1)]
+    give(replica, b"2")
+    assert sum(applied.done for applied in replica.apply()) == 3
+    assert {path: seen.data for path, seen in snapshot(tmp_path / "replica").items() if seen.data} == {
+        b"d/f": b"1",
+        b"d/g": b"2",
+    }
+
+
+def test_without_a_neighbour_all_is_lacking(tmp_path: Path, replica: LocalReplica) -> None:
+    make_tree(tmp_path / "other", {b"f": b"1"})
+    replica.neighbour = None
+    assert take(replica, files({b"f": b"1"})) == [Content(file(b"1").digest, 1)]
+
+
+def test_a_file_that_does_not_arrive_as_foreseen_is_not_known_as_that(
+    tmp_path: Path, replica: LocalReplica
+) -> None:
+    tree: Tree = {b"d/f": b"1", b"d/g": b"2", b"e/f": b"3"}
+    make_tree(tmp_path / "other", tree)
+    assert take(replica, files(tree)) == []
+    make_tree(tmp_path / "replica", {b"d/f": b"somebody else's"})
+    problems = [problem.path for applied in replica.apply() for problem in applied.problems]
+    assert problems == [b"d/f"]
+    assert set(entries(replica)) == {b"d", b"d/g", b"e", b"e/f"}
+    replica.close()
+    found = scanned(tmp_path / "replica")
+    assert found[b"d/f"] == file(b"somebody else's", seen=found[b"d/f"].version)
+    assert found[b"d/g"] == file(b"2")
+
+
+def test_what_was_foreseen_and_never_applied_is_forgotten(tmp_path: Path, replica: LocalReplica) -> None:
+    tree: Tree = {b"d/f": b"1"}
+    make_tree(tmp_path / "other", tree)
+    assert take(replica, files(tree)) == []
+    replica.close()
+    assert scanned(tmp_path / "replica") == {}
+
+
+def test_what_was_foreseen_does_not_outlive_another_plan(tmp_path: Path, replica: LocalReplica) -> None:
+    tree: Tree = {b"d/f": b"1"}
+    make_tree(tmp_path / "other", tree)
+    assert take(replica, files(tree)) == []
+    replica.prepare([Transition(b"e", None, directory())])
+    assert sum(applied.done for applied in replica.apply()) == 1
+    assert set(entries(replica)) == {b"e"}
