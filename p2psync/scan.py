@@ -7,12 +7,14 @@ sidecar is ever opened: closing any descriptor of the manifest would drop SQLite
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -36,6 +38,9 @@ class Known(Protocol):
 
     def rows(self, directory: bytes) -> dict[bytes, Row]:
         """Return the rows of the children of a directory."""
+
+    def row(self, path: bytes) -> Row | None:
+        """Return the row of one path."""
 
     def fingerprint(self, directory: bytes) -> bytes | None:
         """Return the fingerprint of a directory at the last scan."""
@@ -77,6 +82,24 @@ class _Visit(NamedTuple):
     """It is no directory any more: all that was below it is gone too."""
     device: int | None = None
     """Of the parent."""
+    deep: bool = True
+    """Look at what is below it too; if not, only at what is new there."""
+
+
+class Part(NamedTuple):
+    """What to look at: all else is as it was at the last scan, and nothing of it is taken for deleted (I6)."""
+
+    folders: Mapping[bytes, bool] | None
+    """Directories in which something happened, and whether to look at all below them; None: everywhere."""
+    busy: Container[bytes] = ()
+    """Files that are being written to: they stay what they were."""
+    ignores: Mapping[bytes, Ignore] = MappingProxyType({})
+    """The rules in force in each directory, as the last scan found them."""
+    watch: Callable[[bytes, int], None] = lambda path, directory: None
+    """Is told of each directory, and of a descriptor of it, before what is in it is looked at."""
+
+
+WHOLE = Part(None)
 
 
 class _Leaf(NamedTuple):
@@ -93,8 +116,9 @@ def scan(
     stamp: Stamp,
     exclude: bytes,
     note: Callable[[Sequence[Record]], None] = lambda changes: None,
+    part: Part = WHOLE,
 ) -> Scan:
-    """Walk the whole tree.
+    """Walk the tree, or the part of it in which something happened.
 
     Args:
         root: the replica's directory.
@@ -102,8 +126,9 @@ def scan(
         stamp: marks the changes.
         exclude: text of the replica's own, unshared ignore file.
         note: is told of changes when all rows are compared; files may still have to be read.
+        part: what to look at.
     """
-    return _Scanner(root, known, stamp, exclude, note).run()
+    return _Scanner(root, known, stamp, exclude, note, part).run()
 
 
 class _Scanner:
@@ -114,8 +139,10 @@ class _Scanner:
         stamp: Stamp,
         exclude: bytes,
         note: Callable[[Sequence[Record]], None],
+        part: Part,
     ) -> None:
         self._root = root
+        self._part = part
         self._note = note
         self._noted = 0
         self._leaves: list[_Leaf] = []
@@ -124,8 +151,44 @@ class _Scanner:
         self._exclude = exclude
         self._found = Scan()
         self._ghosts: dict[bytes, Record] = {}
-        self._stack = [_Visit(b"", None)]
         self._mounts = known.mounts()
+        root.forget()  # what was open at the last scan may have been moved away
+        self._stack = [_Visit(b"", None)] if part.folders is None else self._starts(part.folders)
+
+    def _starts(self, folders: Mapping[bytes, bool]) -> list[_Visit]:
+        """Return where to look: the folders, or those above them if they are new or gone."""
+        self._found.ignores = dict(self._part.ignores)
+        self._found.mounts = set(self._mounts)
+        starts: dict[bytes, bool] = {}
+        for path, deep in folders.items():
+            while path and not self._is_known(path):
+                path, deep = split(path)[0], False
+            starts[path] = starts.get(path, False) or deep
+        visits = []
+        for path, deep in sorted(starts.items()):
+            above = [b"", *ancestors(path)] if path else []
+            if any(starts.get(ancestor) for ancestor in above):
+                continue
+            if not path:
+                visits.append(_Visit(path, None, deep=deep))
+                continue
+            parent = split(path)[0]
+            device = os.fstat(self._root.directory(parent)).st_dev
+            visits.append(_Visit(path, self._part.ignores[parent], device=device, deep=deep))
+        return visits
+
+    def _is_known(self, path: bytes) -> bool:
+        """Is it a directory, and was it one at the last scan?"""
+        row = self._known.row(path)
+        if path not in self._part.ignores or row is None or row.entry.kind is not Kind.DIRECTORY:
+            return False
+        try:
+            self._root.directory(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            return error.errno != errno.ELOOP  # else it is there, and cannot be read
+        return True
 
     def run(self) -> Scan:
         while self._stack:
@@ -148,6 +211,7 @@ class _Scanner:
         path = visit.path
         try:
             directory = self._root.directory(path)
+            self._part.watch(path, directory)
             device = os.fstat(directory).st_dev
             children = _children(directory)
             ignore = self._rules(visit, directory, children)
@@ -155,6 +219,8 @@ class _Scanner:
             self._problem(path, error)
             self._found.mounts |= {mount for mount in self._mounts if is_within(mount, path)}
             return
+        if visit.deep and self._part.folders is not None:
+            self._forget_rules(path)
         self._found.ignores[path] = ignore
         if self._is_unmounted(visit, device, children):
             self._found.problems.append(Problem(path, _UNMOUNTED))
@@ -163,9 +229,10 @@ class _Scanner:
             self._reveal(path)
         fingerprint = _fingerprint(children, ignore)
         if fingerprint == self._known.fingerprint(path):
-            self._enter(path, ignore, children, device)
+            if visit.deep:
+                self._enter(path, ignore, children, device)
             return
-        trusted = self._compare(path, children, ignore, device)
+        trusted = self._compare(path, children, ignore, device, visit.deep)
         self._found.fingerprints[path] = fingerprint if trusted else None
 
     def _is_unmounted(self, visit: _Visit, device: int, children: dict[bytes, os.stat_result]) -> bool:
@@ -195,8 +262,13 @@ class _Scanner:
             if stat.S_ISDIR(st.st_mode) and not ignore.matches(name, True):
                 self._stack.append(_Visit(join(path, name), ignore, device=device))
 
+    def _forget_rules(self, path: bytes) -> None:
+        """Forget the rules below a directory: those that are still in force will be found again."""
+        for folder in [folder for folder in self._found.ignores if is_within(folder, path)]:
+            del self._found.ignores[folder]
+
     def _compare(
-        self, path: bytes, children: dict[bytes, os.stat_result], ignore: Ignore, device: int
+        self, path: bytes, children: dict[bytes, os.stat_result], ignore: Ignore, device: int, deep: bool
     ) -> bool:
         """Compare a directory with its rows; return whether the rows can be trusted next time.
 
@@ -216,8 +288,11 @@ class _Scanner:
                 continue
             rows.pop(name, None)
             if kind is Kind.DIRECTORY:
-                self._stack.append(_Visit(child, ignore, device=device))
+                if deep or row is None or row.entry.kind is not Kind.DIRECTORY:
+                    self._stack.append(_Visit(child, ignore, device=device))
                 trusted &= self._directory(child, row, st)
+            elif kind is Kind.FILE and child in self._part.busy:
+                trusted = False
             elif row and _vouched(row, kind, st):
                 self._reveal_above(child)
             else:
@@ -284,6 +359,8 @@ class _Scanner:
                     self._stack.append(_Visit(child, ignore.below(name), gone=True))
 
     def _forget_below(self, path: bytes, ignore: Ignore) -> None:
+        self._found.ignores.pop(path, None)
+        self._found.mounts.discard(path)
         self._found.fingerprints[path] = None  # should it come back, its rows say that it is gone
         self._vanish(path, self._known.rows(path), ignore)
 
