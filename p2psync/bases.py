@@ -106,9 +106,9 @@ class Bases:
             del self._waiting[digest]
         if self._waiting:
             self._join()
-            self._writer = Thread(target=self._write_block, args=(self._waiting,))
-            self._writer.start()
-            self._waiting = {}
+            writer = Thread(target=self._write_block, args=(self._waiting,))
+            writer.start()
+            self._writer, self._waiting = writer, {}
 
     def _write_block(self, texts: dict[Digest, bytes]) -> None:
         block = zstd.compress(b"".join(texts.values()), LEVEL)

@@ -38,6 +38,9 @@ AnyTransitions = Annotated[list[Transition], _FEW]
 AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _FEW]
 
 
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 24 * 3600)]
+
+
 class _Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pass
 
@@ -117,6 +120,22 @@ class Acknowledge(_Call, frozen=True):
     mark: Mark
 
 
+class Watch(_Call, frozen=True):
+    """From now on, watch the tree, and scan only what changed."""
+
+    settle: Seconds
+    poll: Seconds
+    full_every: Seconds
+
+
+class Wait(_Call, frozen=True):
+    """Unlock, and answer True when something has changed, or False when the next call comes."""
+
+
+class Open(_Call, frozen=True):
+    """Lock again after `Wait`; answered with the identity, or with `Locked`: then it can be tried again."""
+
+
 class Close(_Call, frozen=True):
     pass
 
@@ -140,6 +159,9 @@ AnyCall = (
     | Recalls
     | Remint
     | Acknowledge
+    | Watch
+    | Wait
+    | Open
     | Close
 )
 

@@ -34,6 +34,7 @@ class Peer:
     remote_command: str | None = None
 
 
+HOOKS = ("on_change", "on_conflict", "on_error")
 _KEYS = {"address": str, "ssh-command": str, "port": int, "remote-command": str}
 
 
@@ -64,6 +65,39 @@ def history_limits(root: bytes) -> Limits:
                 " known are days and percent, both numbers"
             )
     return Limits(**table)
+
+
+def hooks(root: bytes) -> dict[str, list[str]]:
+    """Return the commands of `[hooks]`, split into words.
+
+    Each is a list of words, or a text that is split as a shell would, or, with `shell = true`, left to `sh`.
+
+    Raises:
+        ReplicaError: the file cannot be read, or holds what p2psync does not know.
+    """
+    import shlex
+
+    table = _load(root).get("hooks", {})
+    place = os.fsdecode(_file(root))
+    if not isinstance(table, dict):
+        raise ReplicaError(f"{place}: hooks is no table: write [hooks]")
+    commands = {}
+    for key, value in table.items():
+        words = value if isinstance(value, list) else [value]
+        if key == "shell" and isinstance(value, bool):
+            continue
+        if key not in HOOKS or not words or not all(isinstance(word, str) and word for word in words):
+            raise ReplicaError(
+                f"{place}: [hooks]: {key} = {value!r} makes no sense; known are {', '.join(HOOKS)}, each a"
+                " command or a list of words, and shell = true"
+            )
+        if isinstance(value, str):
+            try:
+                words = ["sh", "-c", value] if table.get("shell") else shlex.split(value)
+            except ValueError as error:
+                raise ReplicaError(f"{place}: [hooks]: {key} cannot be split into words: {error}") from error
+        commands[key] = words
+    return commands
 
 
 def _load(root: bytes) -> dict[str, Any]:

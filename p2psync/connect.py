@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from p2psync import errors
@@ -87,27 +88,18 @@ def _be_far_end(source: int, target: int, root: bytes, opener: Opener, create: b
         os._exit(code)
 
 
-class _Ssh:
-    def __init__(self, process: subprocess.Popen[bytes], address: Address, command: str) -> None:
+class _Command:
+    def __init__(self, process: subprocess.Popen[bytes], why: Callable[[int], str]) -> None:
         self._process = process
-        self._address = address
-        self._command = command
+        self._why = why
 
     def why_it_ended(self) -> str | None:
         import subprocess
 
-        host = self._address.login
         try:
-            code = self._process.wait(PATIENCE_SECONDS)
+            return self._why(self._process.wait(PATIENCE_SECONDS))
         except subprocess.TimeoutExpired:
             return None
-        match code:
-            case 255:
-                return f"ssh could not connect to {host}; what it said is above"
-            case 126 | 127:
-                return f"{self._command} was not found on {host}: install it there or give --remote-command"
-            case _:
-                return f"p2psync on {host} ended with code {code}, before it said anything"
 
     def end(self, patience: float) -> None:
         import subprocess
@@ -138,7 +130,6 @@ def connect_ssh(
         P2PSyncError: why the replica could not be opened.
     """
     import shlex
-    import subprocess
 
     given = ssh_command or os.environ.get("P2PSYNC_SSH") or "ssh"
     try:
@@ -153,15 +144,56 @@ def connect_ssh(
         command += ["-p", str(address.port)]
     far = remote_command or "p2psync"
     serve_there = f"{far} serve{' --create' if create else ''} -- {shlex.quote(os.fsdecode(address.path))}"
+    why = _ssh_ended(address.login, far.split()[-1])
+    return _start([*command, "--", address.login, serve_there], address.login, why, compress=True)
+
+
+def start_local(root: bytes, beside: bytes) -> RemoteReplica:
+    """Open a replica on this machine in a process that is not forked: other threads may be at work here.
+
+    Args:
+        root: of the replica.
+        beside: the root of the other side.
+
+    Raises:
+        P2PSyncError: why it could not be opened.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    program = f"import sys; sys.path.insert(0, {package!r}); from p2psync.__main__ import main; main()"
+    name = plain(os.fsdecode(root))
+    command: list[str | bytes] = [sys.executable, "-c", program, "serve", "--beside", beside, "--", root]
+    return _start(
+        command, name, lambda code: f"the process for {name} ended with code {code}", compress=False
+    )
+
+
+def _start(
+    command: Sequence[str | bytes], name: str, why_ended: Callable[[int], str], compress: bool
+) -> RemoteReplica:
+    """Start a command that serves a replica on its stdin and stdout."""
+    import subprocess
+
     try:
-        process = subprocess.Popen(
-            [*command, "--", address.login, serve_there], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     except OSError as error:
-        raise Unreachable(f"cannot run {command[0]}: {error.strerror}") from error
+        raise Unreachable(f"cannot run {os.fsdecode(command[0])}: {error.strerror}") from error
     assert process.stdin and process.stdout
     source, target = os.dup(process.stdout.fileno()), os.dup(process.stdin.fileno())
     process.stdin.close()
     process.stdout.close()
-    connection = Connection(source, target, address.login)
-    return RemoteReplica(connection, _Ssh(process, address, far.split()[-1]), compress=True)
+    return RemoteReplica(Connection(source, target, name), _Command(process, why_ended), compress)
+
+
+def _ssh_ended(host: str, command: str) -> Callable[[int], str]:
+    """Return what the exit code of ssh means."""
+
+    def why(code: int) -> str:
+        match code:
+            case 255:
+                return f"ssh could not connect to {host}; what it said is above"
+            case 126 | 127:
+                return f"{command} was not found on {host}: install it there or give --remote-command"
+            case _:
+                return f"p2psync on {host} ended with code {code}, before it said anything"
+
+    return why

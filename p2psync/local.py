@@ -9,6 +9,7 @@ import socket
 import stat
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -64,9 +65,12 @@ from p2psync.disk import (
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
-from p2psync.scan import Scan, scan
+from p2psync.scan import WHOLE, Scan, scan
 from p2psync.stage import Stage
 from p2psync.take import take
+
+if TYPE_CHECKING:
+    from p2psync.watcher import Watcher
 
 BATCH = 1000
 """Changes in a batch, outcomes between two reports of progress."""
@@ -159,13 +163,16 @@ def find_root(start: bytes) -> bytes | None:
 class LocalReplica:
     """A replica on this machine."""
 
-    def __init__(self, root: bytes, lock: bool = True, cleans: bool = True) -> None:
+    def __init__(
+        self, root: bytes, lock: bool = True, cleans: bool = True, watcher: Watcher | None = None
+    ) -> None:
         """Open the replica at `root`.
 
         Args:
             root: a directory with a sidecar.
             lock: keep all other runs out until `close`; False only to look at it.
             cleans: remove history that is too old or too much, when a sync is over.
+            watcher: knows where something happened since the last scan: nothing else is looked at.
 
         Raises:
             NotAReplica: there is no such directory, or it has no sidecar.
@@ -222,6 +229,7 @@ class LocalReplica:
         """Under which sequence number they are."""
         self._path = root
         self._cleans = cleans
+        self._watcher = watcher
         self.neighbour: bytes | None = None
         """The root of the other side, if that is on this machine."""
         self._run = 0
@@ -272,6 +280,15 @@ class LocalReplica:
 
     def scan(self, keep: bool) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
+        try:
+            return self._scan(keep)
+        except BaseException:
+            self._manifest.roll_back()
+            if self._watcher:
+                self._watcher.failed()
+            raise
+
+    def _scan(self, keep: bool) -> Scanned:
         self._manifest.roll_back()  # of a dry run
         self._scanned = {}
         stamp = self._manifest.next_stamp()
@@ -289,11 +306,11 @@ class LocalReplica:
             self._manifest.record_under(self._scan_seq, found)
             self._scanned.update({record.path: record.row.entry for record in found})
 
-        try:
-            found = scan(self._root, self._manifest, stamp, self._exclude(), note)
-        except BaseException:
-            self._manifest.roll_back()
-            raise
+        exclude = self._exclude()
+        part = self._watcher.part(exclude) if self._watcher else WHOLE
+        found = scan(self._root, self._manifest, stamp, exclude, note, part)
+        if self._watcher:
+            self._watcher.scanned(found.ignores)
         if anew:
             found.problems.append(Problem(SIDECAR, _ANEW))
         self._ignores = found.ignores

@@ -31,6 +31,7 @@ from p2psync.calls import (
     GetPoint,
     Lookup,
     Newest,
+    Open,
     Prepare,
     Read,
     Recalls,
@@ -40,6 +41,8 @@ from p2psync.calls import (
     Stage,
     Take,
     Texts,
+    Wait,
+    Watch,
     batches,
     check_among,
     check_length,
@@ -98,12 +101,12 @@ class RemoteReplica:
         self._process = process
         self._busy = True
         self._closed = False
+        self._waiting = False
         self._prepared: set[bytes] = set()
         self._lacking: set[Content] = set()
         try:
             connection.open(compress)
-            identity = self._answer(Identity)
-            self.identity = msgspec.structs.replace(identity, name=plain(identity.name))
+            self._identify(self._answer(Identity))
             self._busy = False
         except Unreachable as error:
             reason = process.why_it_ended()
@@ -132,6 +135,50 @@ class RemoteReplica:
             self._connection.flush()
         self._connection.close()
         self._process.end(PATIENCE_SECONDS)
+
+    # -- watching: the connection stays, the lock is held only while something is synced
+
+    def watch(self, settle: float, poll: float, full_every: float) -> None:
+        """Have the far end watch its tree; see `Watcher`."""
+        self._identify(self._ask(Watch(settle, poll, full_every), Identity))
+
+    def let_go(self) -> None:
+        """Have the far end unlock, and tell when something has changed there: `fileno` is readable then."""
+        self._connection.send(CALL, Wait())
+        self._connection.flush()
+        self._waiting = True
+
+    def fileno(self) -> int:
+        """Return the descriptor on which the far end tells of something."""
+        return self._connection.fileno()
+
+    def has_changed(self) -> bool:
+        """Return what the far end tells, when `fileno` is readable: has something changed there?
+
+        Raises:
+            PeerError: the connection broke.
+            P2PSyncError: the far end cannot go on.
+        """
+        self._waiting = False
+        return self._answer(bool)
+
+    def take_up(self) -> bool:
+        """Lock the far end again; return whether it knew already that something changed there.
+
+        Raises:
+            Locked: another run has it; it is as if `let_go` had not been called.
+            P2PSyncError: the far end cannot go on.
+        """
+        self._connection.send(CALL, Open())
+        self._connection.flush()
+        changed = self.has_changed() if self._waiting else False
+        self._identify(self._answer(Identity))
+        return changed
+
+    def _identify(self, identity: Identity) -> None:
+        self.identity = msgspec.structs.replace(identity, name=plain(identity.name))
+
+    # -- calls
 
     def _ask(self, call: AnyCall, kind: type[_T]) -> _T:
         with self._calling(call):
@@ -311,8 +358,7 @@ class RemoteReplica:
 
     def remint(self, peer: ReplicaId, since: int) -> Identity:
         """See `Replica.remint`."""
-        identity = self._ask(Remint(peer, since), Identity)
-        self.identity = msgspec.structs.replace(identity, name=plain(identity.name))
+        self._identify(self._ask(Remint(peer, since), Identity))
         return self.identity
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:

@@ -20,7 +20,7 @@ from p2psync.core.model import Action, Conflict, Resolution, Transition, action_
 from p2psync.core.paths import printable, shown
 from p2psync.errors import Exit, P2PSyncError
 from p2psync.run import PeerRun, worst
-from p2psync.status import Status
+from p2psync.status import PeerStatus, Status
 from p2psync.sync import Result, Side
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _report_result(
                 print(f"{where:>12}  {ACTION_WORDS[action_of(transition)]:<11}  {shown(transition.path)}")
     for conflict in result.conflicts:
         if conflict.open or not quiet:
-            print(_conflict_line(conflict))
+            print(conflict_line(conflict))
     for where, side in sides:
         for problem in side.problems:
             complain(f"{where}: {shown(problem.path)} {problem.why}", "problem")
@@ -203,7 +203,8 @@ def _report_result(
         print(_summary(name, result, dry_run))
 
 
-def _conflict_line(conflict: Conflict) -> str:
+def conflict_line(conflict: Conflict) -> str:
+    """Return a line that tells of a conflict."""
     path = shown(conflict.path)
     match conflict.resolution:
         case Resolution.MERGED:
@@ -219,14 +220,7 @@ def _conflict_line(conflict: Conflict) -> str:
 
 
 def _summary(name: str, result: Result, dry_run: bool) -> str:
-    parts = []
-    for where, side in (("here", result.local), (f"on {name}", result.peer)):
-        failed = {problem.path for problem in side.problems}
-        counts = Counter(action_of(step) for step in _visible(side.transitions) if step.path not in failed)
-        if counts:
-            parts.append(
-                ", ".join(f"{count} {ACTION_WORDS[action]}" for action, count in counts.items()) + f" {where}"
-            )
+    parts = count_changes(name, result)
     if dry_run:
         left = [f"{_plural(len(result.left), 'path')} left as they are"] if result.left else []
         would = "; ".join(parts + left)
@@ -238,6 +232,24 @@ def _summary(name: str, result: Result, dry_run: bool) -> str:
         return f"{name}: {end}"
     copied = f", {size_of(result.transferred)} copied" if result.transferred else ""
     return f"{name}: {'; '.join(parts)}{copied} in {result.seconds:.1f} s; {end}"
+
+
+def count_changes(name: str, result: Result) -> list[str]:
+    """Return how many paths changed, on each side on which some did."""
+    parts = []
+    for where, side in (("here", result.local), (f"on {name}", result.peer)):
+        counts = Counter(action for action, _ in changes_of(side))
+        if counts:
+            parts.append(
+                ", ".join(f"{count} {ACTION_WORDS[action]}" for action, count in counts.items()) + f" {where}"
+            )
+    return parts
+
+
+def changes_of(side: Side) -> list[tuple[Action, bytes]]:
+    """Return what was done to which path, or would be."""
+    failed = {problem.path for problem in side.problems}
+    return [(action_of(step), step.path) for step in _visible(side.transitions) if step.path not in failed]
 
 
 def _visible(transitions: Iterable[Transition]) -> list[Transition]:
@@ -328,10 +340,32 @@ def status_text(status: Status) -> str:
     for peer in status.peers:
         when = f"in step {ago(time.time() - peer.synced_at)}" if peer.synced_at else "never in step"
         behind = f", {_plural(peer.behind, 'path')} behind" if peer.behind else ""
-        lines.append(f"peer {peer.name:<{width}}  {when}{behind}  {peer.address}")
+        lines.append(f"peer {peer.name:<{width}}  {when}{behind}{_watched(peer)}  {peer.address}")
+    if status.watch:
+        started = ago(time.time() - status.watch.started)
+        lines.append(f"a watch is running (process {status.watch.pid}), started {started}")
     if not status.peers:
         lines.append("no peers: `p2psync peer add NAME ADDRESS` adds one")
     return "\n".join(lines) + "\n"
+
+
+def late_text(peers: Sequence[PeerStatus]) -> str:
+    """Return a line for each peer that has been out of step for too long."""
+    lines = []
+    for peer in peers:
+        when = f"last in step {ago(time.time() - peer.synced_at)}" if peer.synced_at else "never in step"
+        behind = f", {_plural(peer.behind, 'path')} behind" if peer.behind else ""
+        lines.append(f"{printable(peer.name)}: {when}{behind}{_watched(peer)}\n")
+    return "".join(lines)
+
+
+def _watched(peer: PeerStatus) -> str:
+    """Return how a running watch finds a peer."""
+    if peer.watched is None:
+        return ""
+    if peer.watched.online:
+        return ", watched"
+    return f", offline since {ago(time.time() - peer.watched.since)}: {printable(peer.watched.why)}"
 
 
 def status_json(status: Status) -> str:
@@ -341,6 +375,10 @@ def status_json(status: Status) -> str:
         "name": status.name,
         "changes": [{"path": json_path(path), "action": action} for action, path in status.changes],
         "problems": [{"path": json_path(problem.path), "why": problem.why} for problem in status.problems],
-        "peers": [asdict(peer) for peer in status.peers],
+        "peers": [
+            {**asdict(peer), "watched": peer.watched._asdict() if peer.watched else None}
+            for peer in status.peers
+        ],
+        "watch": {"pid": status.watch.pid, "started": status.watch.started} if status.watch else None,
     }
     return json.dumps(document, indent=2) + "\n"

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -36,6 +36,9 @@ from p2psync.core.vector import ReplicaId
 from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, ReplicaError
 from p2psync.local import LocalReplica, init
+
+if TYPE_CHECKING:
+    from p2psync.watcher import Watcher
 
 MAX_COMMAND = 32 * 1024
 """A path of PATH_MAX quotes, quoted for a shell, has 20 KiB."""
@@ -91,10 +94,15 @@ class Key:
     """Nothing that was ever there is lost: what is replaced or deleted goes to the history, as always,
     and a sync through this key does not clean it."""
 
-    def open(self, root: bytes, create: bool) -> Replica:
+    def open(self, root: bytes, create: bool, watcher: Watcher | None = None) -> Replica:
         """Open a replica as far as the key allows; with `create`, make it one first if it is none.
 
         With `within`, the root becomes the working directory of this process.
+
+        Args:
+            root: of the replica.
+            create: make it one.
+            watcher: knows where something happened since the last scan.
 
         Raises:
             ReplicaError: the key does not allow it, or it cannot be opened.
@@ -110,7 +118,7 @@ class Key:
                 if os.path.islink(os.path.join(place, SIDECAR)):  # it would be made where that leads
                     raise ReplicaError(f"the sidecar of {text} is a link")
                 init(place)
-            replica = LocalReplica(place, cleans=not (self.read_only or self.append_only))
+            replica = LocalReplica(place, cleans=not (self.read_only or self.append_only), watcher=watcher)
         except NotAReplica as error:
             if create and self.read_only:
                 raise ReplicaError(f"{text} is not a replica, and {READ_ONLY}: it stays none") from error

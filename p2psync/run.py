@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from p2psync.config import Peer
-from p2psync.connect import connect_local, connect_ssh
+from p2psync.connect import connect_local, connect_ssh, start_local
 from p2psync.core.guard import HALF, MaxDelete
 from p2psync.core.model import Prefer
 from p2psync.core.replica import Scanned
@@ -25,6 +26,9 @@ from p2psync.local import LocalReplica, init
 from p2psync.peer import Address, parse_address
 from p2psync.remote import RemoteReplica
 from p2psync.sync import Progress, Result, Session
+
+if TYPE_CHECKING:
+    from p2psync.watcher import Watcher
 
 RETRY_SECONDS = (0.05, 0.5)
 """Between two tries for a lock, at random: two runs that got in each other's way must not meet again."""
@@ -107,7 +111,7 @@ def sync(
                 opened.callback(home.close)
                 links = [_open(peer, home, root, options, confirm, opened) for peer in peers]
                 if last_try or not any(isinstance(link.run.error, Locked) for link in links):
-                    _sync_all(home, links, options, progress)
+                    sync_all(home, links, options, progress)
                     return [link.run for link in links]
             except Locked:
                 if last_try:
@@ -138,7 +142,7 @@ def open_when_free(root: bytes, wait: float) -> LocalReplica:
 
 
 @dataclass
-class _Link:
+class Link:
     """A peer while the run lasts."""
 
     run: PeerRun
@@ -159,14 +163,13 @@ def _open(
     options: Options,
     confirm: Callable[[str], bool],
     opened: ExitStack,
-) -> _Link:
-    link = _Link(PeerRun(peer))
+) -> Link:
+    link = Link(PeerRun(peer))
     met = {record.address: record.replica for record in home.peers()}
     try:
         link.replica = _connect(peer, root, options, peer.address in met, confirm)
         opened.callback(link.replica.close)
-        address = parse_address(peer.address)
-        link.path = os.path.abspath(address.path) if address.host is None else None
+        link.path = path_of(peer)
         link.identity = link.replica.identity.replica
         if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
             home.met(link.replica.identity.replica, peer.address)
@@ -189,17 +192,54 @@ def _connect(
         return open_address(address, peer, root, create)
     except NotAReplica as error:
         if known:
-            raise GuardTripped(
-                f"{address} has been a replica and is none now: is the disk mounted?"
-                " Nothing was touched. If it is to begin anew, run `p2psync init` there"
-            ) from error
-        if options.dry_run and options.create:
-            raise NotAReplica(
-                f"{address} is not a replica; without --dry-run it would be made one"
-            ) from error
+            raise _gone(address) from error
         if options.dry_run or not confirm(f"{address} is not a replica yet. Make it one?"):
             raise NotAReplica(f"{address} is not a replica: --create makes it one") from error
     return open_address(address, peer, root, True)
+
+
+def connect_when_free(peer: Peer, root: bytes, options: Options, known: bool) -> RemoteReplica:
+    """Open the replica at a peer's address from any thread, waiting for another run to finish.
+
+    Args:
+        peer: whom to connect to.
+        root: of the local replica.
+        options: how long to wait for locks.
+        known: has it been synced with before?
+
+    Raises:
+        P2PSyncError: it cannot be opened, for one reason or the other.
+    """
+    address = parse_address(peer.address, port=peer.port)
+    deadline = time.monotonic() + options.lock_wait
+    while True:
+        try:
+            if address.host is not None:
+                return open_address(address, peer, root)
+            path = os.path.abspath(address.path)
+            _check_apart(path, root, address)
+            return start_local(path, os.path.abspath(root))
+        except Locked:
+            if time.monotonic() >= deadline:
+                raise
+        except NotAReplica as error:
+            if known:
+                raise _gone(address) from error
+            raise NotAReplica(f"{address} is not a replica: `p2psync sync --create` makes it one") from error
+        time.sleep(random.uniform(*RETRY_SECONDS))
+
+
+def _gone(address: Address) -> GuardTripped:
+    return GuardTripped(
+        f"{address} has been a replica and is none now: is the disk mounted?"
+        " Nothing was touched. If it is to begin anew, run `p2psync init` there"
+    )
+
+
+def path_of(peer: Peer) -> bytes | None:
+    """Return where a peer is on this machine; None: it is on another."""
+    address = parse_address(peer.address)
+    return os.path.abspath(address.path) if address.host is None else None
 
 
 def open_address(address: Address, peer: Peer, root: bytes, create: bool = False) -> RemoteReplica:
@@ -210,21 +250,23 @@ def open_address(address: Address, peer: Peer, root: bytes, create: bool = False
     """
     if address.host is None:
         path = os.path.abspath(address.path)
-        if _overlap(path, root):
-            raise PeerError(f"{address} and {os.fsdecode(root)} are one inside the other, or the same")
+        _check_apart(path, root, address)
         return connect_local(path, functools.partial(open_replica, neighbour=os.path.abspath(root)), create)
     return connect_ssh(
         address, ssh_command=peer.ssh_command, remote_command=peer.remote_command, create=create
     )
 
 
-def open_replica(root: bytes, create: bool, neighbour: bytes | None = None) -> LocalReplica:
+def open_replica(
+    root: bytes, create: bool, neighbour: bytes | None = None, watcher: Watcher | None = None
+) -> LocalReplica:
     """Open a replica for a peer; with `create`, make it one first if it is none.
 
     Args:
         root: of the replica.
         create: make it one.
         neighbour: the root of the other side, if that is on this machine.
+        watcher: knows where something happened since the last scan.
 
     Raises:
         ReplicaError: it cannot be opened.
@@ -232,9 +274,14 @@ def open_replica(root: bytes, create: bool, neighbour: bytes | None = None) -> L
     """
     if create:
         init(root)
-    replica = LocalReplica(root)
+    replica = LocalReplica(root, watcher=watcher)
     replica.neighbour = neighbour
     return replica
+
+
+def _check_apart(path: bytes, root: bytes, address: Address) -> None:
+    if _overlap(path, root):
+        raise PeerError(f"{address} and {os.fsdecode(root)} are one inside the other, or the same")
 
 
 def _overlap(one: bytes, other: bytes) -> bool:
@@ -242,8 +289,22 @@ def _overlap(one: bytes, other: bytes) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
-def _sync_all(home: LocalReplica, links: list[_Link], options: Options, progress: Progress) -> None:
-    home_scanned = None
+def sync_all(
+    home: LocalReplica,
+    links: Sequence[Link],
+    options: Options,
+    progress: Progress,
+    home_scanned: Scanned | None = None,
+) -> None:
+    """Sync with each peer in turn, and again with those before one that brought something.
+
+    Args:
+        home: the local replica, open.
+        links: to the peers, open too.
+        options: how.
+        progress: is told how it goes.
+        home_scanned: what is known of the home side already, if it was just scanned.
+    """
     for link in links:
         home_scanned = _round(home, home_scanned, link, options, progress)
     for link in links[:-1]:
@@ -252,7 +313,7 @@ def _sync_all(home: LocalReplica, links: list[_Link], options: Options, progress
 
 
 def _round(
-    home: LocalReplica, home_scanned: Scanned | None, link: _Link, options: Options, progress: Progress
+    home: LocalReplica, home_scanned: Scanned | None, link: Link, options: Options, progress: Progress
 ) -> Scanned | None:
     """Sync with one peer; return what is known of the home side's files by now."""
     if link.run.error or link.replica is None:

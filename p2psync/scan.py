@@ -87,7 +87,7 @@ class _Visit(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What to look at: all else is as it was at the last scan, and nothing of it is taken for deleted (I6)."""
+    """What to look at: all else is as at the last scan, and nothing of it is taken for deleted (I6)."""
 
     folders: Mapping[bytes, bool] | None
     """Directories in which something happened, and whether to look at all below them; None: everywhere."""
@@ -177,10 +177,14 @@ class _Scanner:
             visits.append(_Visit(path, self._part.ignores[parent], device=device, deep=deep))
         return visits
 
+    def _is_new(self, path: bytes) -> bool:
+        """Has no scan met this directory yet? A sync may have made it, and its row."""
+        return path not in self._part.ignores
+
     def _is_known(self, path: bytes) -> bool:
         """Is it a directory, and was it one at the last scan?"""
         row = self._known.row(path)
-        if path not in self._part.ignores or row is None or row.entry.kind is not Kind.DIRECTORY:
+        if self._is_new(path) or row is None or row.entry.kind is not Kind.DIRECTORY:
             return False
         try:
             self._root.directory(path)
@@ -288,7 +292,7 @@ class _Scanner:
                 continue
             rows.pop(name, None)
             if kind is Kind.DIRECTORY:
-                if deep or row is None or row.entry.kind is not Kind.DIRECTORY:
+                if deep or row is None or row.entry.kind is not Kind.DIRECTORY or self._is_new(child):
                     self._stack.append(_Visit(child, ignore, device=device))
                 trusted &= self._directory(child, row, st)
             elif kind is Kind.FILE and child in self._part.busy:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar, assert_never
+from typing import TYPE_CHECKING, TypeVar, assert_never
 
 import msgspec
 
@@ -29,6 +31,7 @@ from p2psync.calls import (
     GetPoint,
     Lookup,
     Newest,
+    Open,
     Prepare,
     Read,
     Recalls,
@@ -38,6 +41,8 @@ from p2psync.calls import (
     Stage,
     Take,
     Texts,
+    Wait,
+    Watch,
     batches,
     check_paths,
     weight,
@@ -45,29 +50,46 @@ from p2psync.calls import (
 from p2psync.core.model import Transition
 from p2psync.core.paths import printable
 from p2psync.core.replica import Piece, Replica
-from p2psync.errors import P2PSyncError, PeerError, ProtocolError, Unreachable
+from p2psync.errors import Locked, P2PSyncError, PeerError, ProtocolError, Unreachable
 from p2psync.wire import Connection, check_entry, check_path, plain
 
-_T = TypeVar("_T")
-Opener = Callable[[bytes, bool], Replica]
-"""Opens the replica at a root, and makes it one first if told to."""
+if TYPE_CHECKING:
+    from p2psync.watcher import Watcher
 
+_T = TypeVar("_T")
 PATIENCE_SECONDS = 1.0
 """How long a call may go on when nobody waits for its answer any more."""
+RETRY_SECONDS = (0.02, 0.1)
+"""Between two tries for the lock, at random, when something changed here."""
 
 
-def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> errors.Exit:
+Opener = Callable[[bytes, bool], Replica]
+"""Opens the replica at a root, and makes it one first if told to."""
+Watched = Callable[["Watcher"], Opener]
+"""Returns what opens a replica that scans only where its watcher saw something."""
+
+
+def serve(
+    connection: Connection, root: bytes, opener: Opener, create: bool, watched: Watched | None = None
+) -> errors.Exit:
     """Open the replica at `root` and carry out calls on it until the other side hangs up.
+
+    Args:
+        connection: to the other side.
+        root: of the replica.
+        opener: opens it.
+        create: make it one first if it is none.
+        watched: what opens it if the other side has it watched; None: it cannot be.
 
     Returns:
         The exit code for the process; the other side is told why.
     """
+    far = _Far(connection, root, opener, watched)
     try:
         connection.answer()
-        with contextlib.closing(opener(root, create)) as replica:
-            _reply(connection, [replica.identity])
-            while _serve_call(connection, replica):
-                pass
+        far.open(create)
+        while far.serve_call():
+            pass
         return errors.Exit.IN_STEP
     except Unreachable as error:  # nobody is there to be told; who half is, sees the connection end
         return error.exit_code
@@ -77,14 +99,102 @@ def serve(connection: Connection, root: bytes, opener: Opener, create: bool) -> 
         return _fail(connection, errors.ReplicaError(f"{os.fsdecode(root)} cannot be used: {error}"))
     except Exception as error:
         return _fail(connection, PeerError(f"the far end failed: {type(error).__name__}: {error}"))
+    finally:
+        far.close()
 
 
-def serve_alone(connection: Connection, root: bytes, opener: Opener, create: bool) -> errors.Exit:
-    """Serve in a process that is there for nothing else."""
+class _Far:
+    """The far end of one connection."""
+
+    def __init__(self, connection: Connection, root: bytes, opener: Opener, watched: Watched | None) -> None:
+        self._connection = connection
+        self._root = root
+        self._opener = opener
+        self._watched = watched
+        self._replica: Replica | None = None
+        self._watcher: Watcher | None = None
+
+    def open(self, create: bool = False) -> None:
+        """Open the replica, and tell who it is."""
+        self._replica = self._opener(self._root, create)
+        _reply(self._connection, [self._replica.identity])
+
+    def close(self) -> None:
+        """Unlock, and stop watching."""
+        self._let_go()
+        if self._watcher:
+            self._watcher.close()
+
+    def serve_call(self) -> bool:
+        """Carry out one call; False if it was the last."""
+        tag, message = self._connection.receive()
+        if tag != CALL:
+            raise ProtocolError("the peer sent something else where a call was due")
+        call: AnyCall = self._connection.decode(message, AnyCall)  # type: ignore[arg-type]
+        match call:
+            case Close():
+                return False
+            case Watch(settle, poll, full_every):
+                self._watch(settle, poll, full_every)
+            case Wait():
+                _reply(self._connection, [self._wait()])
+            case Open():
+                self._let_go()
+                try:
+                    self.open()
+                except Locked as error:
+                    _tell(self._connection, error)
+            case _:
+                if self._replica is None:
+                    raise ProtocolError("the peer wants something of a replica that it has let go of")
+                _reply(self._connection, _carry_out(self._connection, self._replica, call))
+        return True
+
+    def _watch(self, settle: float, poll: float, full_every: float) -> None:
+        from p2psync.watcher import Watcher
+
+        if self._watched is None or self._watcher:
+            raise ProtocolError("what is served here cannot be watched, or is being watched already")
+        self._watcher = Watcher(settle, poll, full_every)
+        self._opener = self._watched(self._watcher)
+        self._let_go()
+        self.open()
+
+    def _let_go(self) -> None:
+        replica, self._replica = self._replica, None
+        if replica:
+            replica.close()
+
+    def _wait(self) -> bool:
+        """Unlock, and wait until something has changed here, which is True, or a call comes."""
+        if self._watcher is None or self._replica is None:
+            raise ProtocolError("the peer waits for changes, and has not said that they are to be watched")
+        known = self._replica.newest()
+        self._let_go()
+        not_before = 0.0
+        while True:
+            due = max(self._watcher.due(), not_before)
+            if self._connection.wait(self._watcher.fileno(), due):
+                return False
+            if time.monotonic() < due:
+                continue
+            try:
+                with contextlib.closing(self._opener(self._root, False)) as replica:
+                    replica.scan(True)
+                    if replica.newest() != known:
+                        return True
+            except Locked:
+                not_before = time.monotonic() + random.uniform(*RETRY_SECONDS)
+
+
+def serve_alone(
+    connection: Connection, root: bytes, opener: Opener, create: bool, watched: Watched | None = None
+) -> errors.Exit:
+    """Serve in a process that is there for nothing else; see `serve`."""
     served = threading.Event()
     threading.Thread(target=_end_with, args=(connection, served), daemon=True).start()
     try:
-        return serve(connection, root, opener, create)
+        return serve(connection, root, opener, create, watched)
     finally:
         served.set()
 
@@ -101,9 +211,13 @@ def _end_with(connection: Connection, served: threading.Event) -> None:
 
 def _fail(connection: Connection, error: P2PSyncError) -> errors.Exit:
     with contextlib.suppress(Unreachable):
-        connection.send(ERROR, Failure(type(error).__name__, printable(str(error))))
-        connection.flush()
+        _tell(connection, error)
     return error.exit_code
+
+
+def _tell(connection: Connection, error: P2PSyncError) -> None:
+    connection.send(ERROR, Failure(type(error).__name__, printable(str(error))))
+    connection.flush()
 
 
 def _reply(connection: Connection, answers: Iterable[object]) -> None:
@@ -111,18 +225,6 @@ def _reply(connection: Connection, answers: Iterable[object]) -> None:
         connection.send(VALUE, answer)
     connection.send(END)
     connection.flush()
-
-
-def _serve_call(connection: Connection, replica: Replica) -> bool:
-    """Carry out one call; False if it was the last."""
-    tag, message = connection.receive()
-    if tag != CALL:
-        raise ProtocolError("the peer sent something else where a call was due")
-    call: AnyCall = connection.decode(message, AnyCall)  # type: ignore[arg-type]
-    if isinstance(call, Close):
-        return False
-    _reply(connection, _carry_out(connection, replica, call))
-    return True
 
 
 def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Iterable[object]:
@@ -169,8 +271,8 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             check_paths(mark.pending)
             replica.acknowledge(msgspec.structs.replace(peer, name=plain(peer.name)), mark)
             return [None]
-        case Close():
-            return []
+        case Watch() | Wait() | Open() | Close():
+            raise ProtocolError("that is no call of a replica")
         case _:
             assert_never(call)
 
@@ -201,8 +303,8 @@ def _transitions(connection: Connection) -> Iterator[Transition]:
             yield transition
 
 
-def serve_stdio(root: bytes, opener: Opener, create: bool) -> errors.Exit:
+def serve_stdio(root: bytes, opener: Opener, create: bool, watched: Watched | None = None) -> errors.Exit:
     """Serve on stdin and stdout, as ssh starts us; nothing else may write to stdout any more."""
     source, target = os.dup(0), os.dup(1)
     os.dup2(2, 1)
-    return serve_alone(Connection(source, target, "the peer"), root, opener, create)
+    return serve_alone(Connection(source, target, "the peer"), root, opener, create, watched)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2psync import config
+from p2psync import config, watchfile
 from p2psync.core.model import Action, Problem, Transition, action_of
 from p2psync.local import LocalReplica
+from p2psync.watchfile import PeerState, State
 
 
 @dataclass
@@ -19,6 +20,21 @@ class PeerStatus:
     """Seconds since 1970 of the last time both were in step; None: never."""
     behind: int
     """Paths that changed here since."""
+    watched: PeerState | None = None
+    """How a running watch finds it."""
+
+    def out_of_step(self, now: float, max_age: float) -> bool:
+        """Has it been out of step for longer than that, as far as is known here?
+
+        Args:
+            now: seconds since 1970.
+            max_age: in seconds; 0: it has to be in step now.
+        """
+        if self.synced_at is None:
+            return True
+        if not self.behind and (not max_age or (self.watched is not None and self.watched.online)):
+            return False
+        return now - self.synced_at > max_age
 
 
 @dataclass
@@ -31,6 +47,21 @@ class Status:
     """What changed on disk since the last sync with any peer."""
     problems: list[Problem]
     peers: list[PeerStatus]
+    watch: State | None = None
+    """The watch that is running, if one is."""
+
+
+def parse_age(text: str) -> float:
+    """Return how many seconds `90s`, `15m`, `2h` or `3d` are.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isascii() or not number.isdigit():
+        raise ValueError("give a number and a unit: 90s, 15m, 2h or 3d")
+    return int(number) * units[unit]
 
 
 def status(root: bytes) -> Status:
@@ -52,12 +83,16 @@ def status(root: bytes) -> Status:
         }
         for path, action in replica.changes_since(last):
             changes.setdefault(path, action)
+        watch = watchfile.read(root)
+        watched = {state.name: state for state in watch.peers} if watch else {}
         peers = []
         for peer in config.peers(root):
             record = met.get(peer.address)
             behind = new | {path for path, _ in replica.changes_since(record.acknowledged if record else 0)}
-            peers.append(PeerStatus(peer.name, peer.address, record and record.synced_at, len(behind)))
+            synced_at = record and record.synced_at
+            state = watched.get(peer.name)
+            peers.append(PeerStatus(peer.name, peer.address, synced_at, len(behind), state))
         shown = sorted((path, action) for path, action in changes.items() if action is not Action.NOTHING)
-        return Status(root, replica.identity.name, [(a, p) for p, a in shown], found.problems, peers)
+        return Status(root, replica.identity.name, [(a, p) for p, a in shown], found.problems, peers, watch)
     finally:
         replica.close()

@@ -27,7 +27,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Both sides must speak the same one."""
 MAX_FRAME = 16 * 1024 * 1024
 
@@ -75,6 +75,25 @@ class Connection:
         poll = select.poll()
         poll.register(self._source, 0)
         poll.poll()
+
+    def fileno(self) -> int:
+        """Return what is read from: it is readable when something came, or when the other side has gone."""
+        return self._source
+
+    def wait(self, other: int, until: float) -> bool:
+        """Wait until there is something to be received; return whether there is.
+
+        Args:
+            other: a descriptor to wait for as well.
+            until: when to return at the latest, by `time.monotonic`.
+        """
+        if self._in:
+            return True
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
+        poll.register(other, select.POLLIN)
+        timeout = max(0.0, until - time.monotonic()) * 1000
+        return any(fd == self._source for fd, _ in poll.poll(timeout))
 
     # -- opening
 

@@ -72,6 +72,7 @@ def share(files: Files, mine: Worker, make_other: Callable[[], Worker]) -> Itera
                     yield left.pop(number, (len(files),))[0], result
             for number, result in helper.rest():
                 yield left.pop(number, (len(files),))[0], result
+            helper.reap()
         finally:
             helper.end()
     for first, end in left.values():  # there was no other, or it died before it could tell of these
@@ -128,12 +129,17 @@ class _Helper:
             opened.pop_all()
             return cls(pid, queue, results)
 
+    def reap(self) -> None:
+        """Wait for the process, which has no more to do."""
+        os.waitpid(self._pid, 0)
+        self._pid = -1
+
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does; wait for nothing: who is interrupted here has no time."""
         os.close(self._queue)
         os.close(self._results)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        if self._pid > 0:
+            os.kill(self._pid, signal.SIGKILL)
 
     def numbers(self) -> Iterator[int]:
         """Yield the jobs that are for this process."""

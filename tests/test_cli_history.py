@@ -491,7 +491,7 @@ def test_what_changes_a_replica_waits_for_another_run_and_gives_up(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     here, _ = synced(tmp_path)
-    monkeypatch.setattr("p2psync.cli._LOCK_WAIT", 0.0)
+    monkeypatch.setattr("p2psync.cli.options.LOCK_WAIT", 0.0)
     before = all_of(here)
     with locked(here):
         assert "another run" in command(here, *arguments, code=6).err

@@ -810,7 +810,7 @@ def test_the_exit_codes(
 
 
 def test_a_replica_that_is_in_use_is_not_checked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2psync.cli._LOCK_WAIT", 0)
+    monkeypatch.setattr("p2psync.cli.options.LOCK_WAIT", 0)
     with locked(root):
         assert run(root, monkeypatch) == Exit.LOCKED
 

@@ -301,7 +301,7 @@ def swap_back(base: Path) -> None:
 def test_a_link_that_takes_the_place_of_a_checked_root_is_not_followed(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_swapped(root: bytes, cleans: bool) -> LocalReplica:
+    def open_swapped(root: bytes, cleans: bool, watcher: None) -> LocalReplica:
         swap(base)
         return LocalReplica(root, cleans=cleans)
 
@@ -541,9 +541,9 @@ def test_nothing_is_cleaned_away_through_an_append_only_key(
 def test_no_call_destroys_what_was_stored() -> None:
     """A call that is new must be thought about here: see `Key.append_only` and `ReadOnly`."""
     known = "Scan GetMark Changes Lookup Bases Texts Prepare Read Stage Apply Newest Files GetPoint Recalls"
-    known += (
-        " Rehash Remint Acknowledge Take Close"  # Take: of a tree that is named when it is opened, here only
-    )
+    known += " Rehash Remint Acknowledge Close"
+    known += " Take"  # from a tree that is named where the process is started, never by the other side
+    known += " Watch Wait Open"  # what is opened again is opened by the same key
     assert {call.__name__ for call in calls.AnyCall.__args__} <= set(known.split())
 
 

@@ -304,6 +304,9 @@ class CountingManifest:
         self.compared.append(directory)
         return self._manifest.rows(directory)
 
+    def row(self, path: bytes) -> Row | None:
+        return self._manifest.row(path)
+
     def fingerprint(self, directory: bytes) -> bytes | None:
         return self._manifest.fingerprint(directory)
 

@@ -13,11 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psync.core.ignore import Ignore
-from p2psync.core.model import Kind
+from p2psync.core.model import Kind, Transition
 from p2psync.core.paths import join, split
 from p2psync.local import LocalReplica
 from p2psync.scan import Part, Scan, scan
-from tests.support import OLD_NS, do_not_wait_for_disk, entries, make_tree, new_replica, opened
+from tests.support import (
+    OLD_NS,
+    carry_out,
+    directory,
+    do_not_wait_for_disk,
+    entries,
+    file,
+    make_tree,
+    new_replica,
+    opened,
+)
 
 NAMES = (b"a", b"b", b"c")
 PATHS = [b"/".join(names) for names in [(a,) for a in NAMES] + [(a, b) for a in NAMES for b in NAMES]]
@@ -135,6 +145,19 @@ def test_what_is_not_looked_at_is_neither_found_nor_deleted(root: Path) -> None:
         found = scan_part(replica, {b"d": False}, replica._ignores)
         assert [change.path for change in found.changes] == [b"d/f"]
         assert all(entry.alive for entry in entries(replica).values())
+
+
+def test_a_folder_that_a_sync_has_made_is_looked_at(root: Path) -> None:
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        ignores = replica._ignores
+        carry_out(
+            replica, [Transition(b"new", None, directory()), Transition(b"new/f", None, file(b"1"))], b"1"
+        )
+        (root / "new" / "f").write_bytes(b"edit")
+        found = scan_part(replica, {b"": False, b"new": True}, ignores)
+        assert [change.path for change in found.changes] == [b"new/f"]
+        assert b"new" in found.ignores
 
 
 def test_a_busy_file_stays_what_it_was_and_is_looked_at_later(root: Path) -> None:

@@ -1,0 +1,177 @@
+"""What the commands share: types and options, and how they find the replica and its peers."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, closing
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2psync.errors import Exit, NotAReplica
+
+if TYPE_CHECKING:
+    from p2psync.config import Peer
+    from p2psync.local import LocalReplica
+
+LOCK_WAIT = 10.0
+"""Seconds that a command waits for another run to finish."""
+EXIT_CODES = {
+    Exit.IN_STEP: "0 in step",
+    Exit.CONFLICTS: "1 done, but conflicts were set aside or some paths have problems",
+    Exit.USAGE: "2 wrong usage",
+    Exit.FAILED: "3 failed",
+    Exit.GUARD: "4 a guard tripped: nothing was changed",
+    Exit.UNREACHABLE: "5 a peer could not be reached",
+    Exit.LOCKED: "6 locked by another run",
+    Exit.INTERRUPTED: "130 interrupted",
+}
+
+
+def exits(*codes: Exit, ok: str = "0 done") -> str:
+    """Return the paragraph that ends a command's help."""
+    told = [EXIT_CODES[code] for code in (*codes, Exit.USAGE, Exit.FAILED, Exit.INTERRUPTED)]
+    return "Exit codes: " + "; ".join([ok, *sorted(told, key=lambda text: int(text.split()[0]))]) + "."
+
+
+class Number(click.FloatRange):
+    """A number in a range; NaN is in none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:  # noqa: ANN401 - as click has it
+        """As click has it."""
+        number = float(super().convert(value, param, ctx))
+        if number != number:
+            self.fail("it is not a number", param, ctx)
+        return number
+
+
+class Directory(click.Path):
+    """A directory as bytes, as the system knows it."""
+
+    def __init__(self, exists: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=False, path_type=bytes)
+
+
+def find_root() -> bytes:
+    """Return the replica that the command is about.
+
+    Raises:
+        NotAReplica: there is none here or above.
+    """
+    from p2psync.local import find_root
+
+    root = find_root(b".")
+    if root is None:
+        raise NotAReplica(f"{os.getcwd()} is not in a replica: `p2psync init` makes a directory one")
+    return root
+
+
+def connection_options(command: click.decorators.FC) -> click.decorators.FC:
+    """Add the options that say how to reach a peer."""
+    for option in (
+        click.option("--remote-command", metavar="CMD", help="p2psync on the peer.  [default: p2psync]"),
+        click.option("-p", "--port", type=click.IntRange(1, 65535), help="Port of the peer's sshd."),
+        click.option("-e", "--ssh-command", metavar="CMD", help="The ssh to use.  [default: ssh]"),
+    ):
+        command = option(command)
+    return command
+
+
+def chosen_peers(
+    root: bytes, names: tuple[str, ...], ssh_command: str | None, port: int | None, remote_command: str | None
+) -> list[Peer]:
+    """Return the peers that were named, or all that are configured."""
+    from dataclasses import replace
+
+    from p2psync import config
+
+    known = {peer.name: peer for peer in config.peers(root)}
+    if not names and not known:
+        raise config.ConfigError(
+            "there is no peer to sync with: name one, or add it with `p2psync peer add NAME ADDRESS`"
+        )
+    given = {"ssh_command": ssh_command, "port": port, "remote_command": remote_command}
+    options = {key: value for key, value in given.items() if value is not None}
+    chosen: dict[str, Peer] = {}
+    for name in names or known:
+        peer = replace(known.get(name) or _unnamed(name), **options)  # type: ignore[arg-type]
+        chosen.setdefault(peer.address, peer)
+    return list(chosen.values())
+
+
+def _unnamed(address: str) -> Peer:
+    """Return the peer at an address that is not configured.
+
+    Raises:
+        ConfigError: it is a bare word that names nothing.
+    """
+    from p2psync.config import ConfigError, Peer
+
+    if "/" not in address and ":" not in address and not os.path.isdir(address):
+        raise ConfigError(f"there is no peer and no folder named {address!r}")
+    return Peer(address, absolute(address))
+
+
+def absolute(text: str) -> str:
+    """Return an address that means the same from any directory.
+
+    Raises:
+        AddressError: it is no address.
+    """
+    from p2psync.peer import Address, parse_address
+
+    address = parse_address(text)
+    return str(Address(os.path.abspath(address.path)) if address.host is None else address)
+
+
+def is_terminal(fd: int) -> bool:
+    """Is there a person at this end?"""
+    try:
+        return os.isatty(fd)
+    except OSError:  # closed
+        return False
+
+
+prefer_option = click.option(
+    "--prefer",
+    type=click.Choice(["both", "newest", "local", "peer", "skip"]),
+    default="both",
+    show_default=True,
+    help="What becomes of versions that do not merge. 'both': the winner keeps the name, the other becomes a"
+    " conflict copy; 'skip': both stay as they are.",
+)
+DRY_RUN = click.option("-n", "--dry-run", is_flag=True, help="Only show what would be done.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def inside(root: bytes, path: bytes) -> bytes:
+    """Return a path as typed, relative to the root of the replica.
+
+    Raises:
+        ReplicaError: it is not in there, or can be no entry.
+    """
+    from p2psync.core.paths import check, shown
+    from p2psync.errors import ReplicaError
+
+    # The folder may be reached through links; what is at the path itself is never followed.
+    folder, name = os.path.split(os.path.normpath(os.path.join(os.getcwdb(), path)))
+    inside = os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(root))
+    try:
+        check(inside)
+    except ValueError as error:
+        raise ReplicaError(f"{shown(path)} is no path in the replica {shown(root)}") from error
+    return inside
+
+
+def own(root: bytes) -> AbstractContextManager[LocalReplica]:
+    """Open the replica for a command that changes it; waits a little for another run to finish."""
+    from p2psync.run import open_when_free
+
+    return closing(open_when_free(root, LOCK_WAIT))
+
+
+def complain(error: Exception | str) -> None:
+    """Say on stderr what is wrong."""
+    from p2psync.core.paths import printable
+
+    click.echo(f"p2psync: error: {printable(str(error))}", err=True)

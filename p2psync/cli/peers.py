@@ -1,0 +1,161 @@
+"""The commands that make replicas, name their peers, say how they stand, and serve them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from p2psync.cli.options import JSON, Directory, absolute, connection_options, exits, find_root
+from p2psync.errors import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from p2psync.core.replica import Replica
+
+
+@click.command(epilog=exits())
+@click.argument("directory", type=Directory(exists=False), default=b".")
+@click.option("--name", help="What people call this replica.  [default: host:directory]")
+def init(directory: bytes, name: str | None) -> None:
+    """Make DIRECTORY (default: the current one) a replica.
+
+    Its state is kept in DIRECTORY/.p2psync. Doing it twice changes nothing.
+    """
+    from p2psync import local
+    from p2psync.core.paths import shown
+
+    if not directory:
+        raise click.UsageError("the name of the directory is empty")
+    made = local.init(directory, name)
+    what = "is a replica now" if made else "was a replica already; nothing changed"
+    click.echo(f"{shown(os.path.realpath(directory))} {what}")
+
+
+@click.group(epilog=exits())
+def peer() -> None:
+    """Add, list and remove the peers of this replica."""
+
+
+@peer.command("add", epilog=exits())
+@click.argument("name")
+@click.argument("address")
+@connection_options
+def peer_add(
+    name: str,
+    address: str,
+    ssh_command: str | None,
+    port: int | None,
+    remote_command: str | None,
+) -> None:
+    """Remember ADDRESS as the peer NAME; nothing is contacted yet.
+
+    ADDRESS is a path, [user@]host:path, or ssh://[user@]host[:port]/path.
+    """
+    from p2psync import config
+
+    added = config.Peer(name, absolute(address), ssh_command, port, remote_command)
+    config.add_peer(find_root(), added)
+    click.echo(f"added {name}: {added.address}")
+
+
+@peer.command("list", epilog=exits())
+def peer_list() -> None:
+    """List the configured peers."""
+    from p2psync import config
+
+    for known in config.peers(find_root()):
+        click.echo(f"{known.name}\t{known.address}")
+
+
+@peer.command("remove", epilog=exits())
+@click.argument("name")
+def peer_remove(name: str) -> None:
+    """Forget the peer NAME; nothing is touched there."""
+    from p2psync import config
+
+    config.remove_peer(find_root(), name)
+    click.echo(f"removed {name}")
+
+
+def _parse_age(context: click.Context, option: click.Parameter, text: str | None) -> float:
+    from p2psync.status import parse_age
+
+    try:
+        return parse_age(text) if text is not None else 0.0
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(epilog=exits(Exit.LOCKED, ok="0 done; 1 with --check, a peer is out of step"))
+@click.option("--check", is_flag=True, help="Only name peers that are out of step; exit with 1 if any is.")
+@click.option(
+    "--max-age",
+    metavar="AGE",
+    callback=_parse_age,
+    help="With --check: a peer may be out of step for so long: 90s, 15m, 2h, 3d.",
+)
+@JSON
+@click.pass_context
+def status(context: click.Context, check: bool, max_age: float, as_json: bool) -> None:
+    """Show what changed here since the last sync, how it stands with each peer, and a running watch."""
+    import time
+
+    from p2psync import render
+    from p2psync.status import status
+
+    now = status(find_root())
+    if not check:
+        click.echo(render.status_json(now) if as_json else render.status_text(now), nl=False)
+        return
+    late = [peer for peer in now.peers if peer.out_of_step(time.time(), max_age)]
+    click.echo(render.status_json(now) if as_json else render.late_text(late), nl=False)
+    context.exit(Exit.CONFLICTS if late else Exit.IN_STEP)
+
+
+@click.command(epilog=exits(Exit.UNREACHABLE, Exit.LOCKED))
+@click.argument("root", required=False, type=click.Path(path_type=bytes))
+@click.option("--create", is_flag=True, help="Make ROOT a replica if it is none yet.")
+@click.option(
+    "--restrict-to",
+    metavar="PATH",
+    type=click.Path(path_type=bytes),
+    help="Open nothing but PATH and what is below it. Without ROOT, it is what the other side asks for.",
+)
+@click.option("--read-only", is_flag=True, help="Change no file of ROOT.")
+@click.option("--append-only", is_flag=True, help="Keep all of the history of ROOT, however old.")
+@click.option("--beside", type=Directory(), hidden=True, help="Where the other side is, on this machine.")
+@click.pass_context
+def serve(
+    context: click.Context,
+    root: bytes | None,
+    create: bool,
+    restrict_to: bytes | None,
+    read_only: bool,
+    append_only: bool,
+    beside: bytes | None,
+) -> None:
+    """Be the far end of a sync: speak to a p2psync elsewhere over stdin and stdout.
+
+    Started by ssh; not meant to be typed, except into authorized_keys, to restrict what a key may do:
+
+    \b
+    restrict,command="p2psync serve --restrict-to /srv/notes" ssh-ed25519 AAAA...
+    """
+    from functools import partial
+
+    from p2psync import restrict
+    from p2psync.run import open_replica
+    from p2psync.serve import serve_stdio
+
+    opener: Callable[..., Replica] = partial(open_replica, neighbour=beside)
+    if restrict_to is not None or read_only or append_only:
+        within = None if restrict_to is None else os.path.abspath(restrict_to)
+        opener = restrict.Key(within, read_only, append_only).open
+    if root is None:
+        if restrict_to is None:
+            raise click.UsageError("Missing argument 'ROOT'.", context)
+        root, create = restrict.request(os.environb.get(b"SSH_ORIGINAL_COMMAND", b""))
+    context.exit(serve_stdio(root, opener, create, lambda watcher: partial(opener, watcher=watcher)))
