@@ -106,6 +106,9 @@ class Ring:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument(
+        "--kills", type=float, default=0.01, help="chance of a kill after each burst of edits"
+    )
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -117,7 +120,7 @@ def main() -> int:
             for _ in range(rng.randrange(1, 20)):
                 ring.edit()
             time.sleep(rng.uniform(0.01, 0.3))
-            if rng.random() < 0.01:
+            if rng.random() < arguments.kills:
                 ring.kill()
             sizes.append(ring.memory())
         wrong = ring.judge()
@@ -130,7 +133,7 @@ def main() -> int:
         for line in wrong[:20]:
             print(line)
         if wrong:
-            print((Path(folder) / "log").read_text()[-3000:])
+            print((Path(folder) / "log").read_text(errors="replace")[-3000:])
         return 1 if wrong else 0
 
 

@@ -196,8 +196,11 @@ class _Judge:
             return self._decide(ours, theirs, directory, (leaf,), Resolution.SET_ASIDE)
         if self.path not in self.facts.bases:
             self.questions.bases.add(self.path)
-        base = newest_base(self.facts.bases.get(self.path, ()), ours, theirs)
-        return self._meet(ours, theirs, base)
+        bases = self.facts.bases.get(self.path, ())
+        ours_old, theirs_old = _is_echo(ours, theirs, bases), _is_echo(theirs, ours, bases)
+        if ours_old != theirs_old:
+            return self._decide(ours, theirs, theirs if ours_old else ours)
+        return self._meet(ours, theirs, newest_base(bases, ours, theirs))
 
     def _meet(self, ours: Entry, theirs: Entry, base: Entry | None) -> Verdict:
         winner, loser = self._rank(ours, theirs)
@@ -247,6 +250,20 @@ class _Judge:
         resolution: Resolution | None = None,
     ) -> Verdict:
         return Verdict(_stamped(final, self.stamp, ours, theirs), losers, resolution, True)
+
+
+def _is_echo(version: Entry, other: Entry, known: Sequence[Entry]) -> bool:
+    """Is a version really an earlier one of the other side's, under a mark of its own?
+
+    A run that dies after it has put a file in place, and before it can say which version that is, leaves it
+    to be found as if somebody had edited it there. It is no conflict if the other side was edited since.
+    """
+    return any(
+        earlier.same_bytes(version)
+        and earlier.version <= other.version
+        and not earlier.version <= version.version
+        for earlier in known
+    )
 
 
 def newest_base(candidates: Sequence[Entry], ours: Entry, theirs: Entry) -> Entry | None:

@@ -8,7 +8,7 @@ conflict copy of f that holds b.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -802,3 +802,32 @@ def test_a_winner_that_was_edited_since_is_no_winner_any_more() -> None:
     facts = pair_of(leaf("f=c", {ONE: 2, OTHER: 1}), leaf("f=b", {ONE: 1, OTHER: 1}))
     facts.contests = {b"f": Contest(Version({ONE: 1}), True)}
     assert len(outcome(facts)) == 1
+
+
+# -- what a run that died has left
+
+EARLIER, LATER, ELSEWHERE = (_item(token)[1] for token in ("f=1,2,3", "f=9,2,3", "f=1,2,8"))
+MARKED = [COMMON | Version({ONE: tick}) for tick in (2, 3)]
+FOUND = replace(EARLIER, version=COMMON | Version({OTHER: 2}), revision=9)
+"""One side's earlier contents, found on the other under a mark of its own."""
+
+
+@pytest.mark.parametrize("turn", [lambda facts: facts, swapped], ids=["ours", "theirs"])
+def test_an_earlier_version_that_the_other_side_took_for_an_edit_is_no_conflict(
+    turn: Callable[[Facts], Facts],
+) -> None:
+    past = [replace(ELSEWHERE, version=COMMON), replace(EARLIER, version=MARKED[0])]
+    present = replace(LATER, version=MARKED[1], revision=3)
+    plan = settle(turn(Facts({b"f": Pair(present, FOUND)}, {b"f": past})))
+    assert plan.conflicts == []
+    assert plan.decided
+    for (step,) in (plan.ours, plan.theirs):
+        assert step.wanted.same_content(present)
+        assert present.version <= step.wanted.version
+        assert FOUND.version <= step.wanted.version
+
+
+def test_contents_that_only_the_same_side_had_before_are_an_edit() -> None:
+    past = [replace(EARLIER, version=COMMON | Version({OTHER: 1}))]
+    plan = settle(Facts({b"f": Pair(replace(LATER, version=MARKED[1]), FOUND)}, {b"f": past}))
+    assert [conflict.path for conflict in plan.conflicts] == [b"f"]
