@@ -1,4 +1,4 @@
-"""The disk that is measured: a new journalled ext4 in an image file."""
+"""The disk on which the benchmark works: a new file system in an image file, so that all begin alike."""
 
 from __future__ import annotations
 
@@ -7,28 +7,56 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_BYTES = 12 << 30  # sparse: only what is written takes space
+IMAGE_BYTES = 24 << 30  # sparse: only what is written takes space
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Where to work; without root it is a plain folder and has no image."""
+
+    folder: Path
+    image: Path | None
+
+    def settle(self) -> None:
+        """Write back all data, so that no command pays for the former; hold none of it in memory twice."""
+        os.sync()
+        if self.image:
+            with self.image.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def flush(self) -> None:
+        """Write back what a command left in memory."""
+        subprocess.run(["sync", "-f", str(self.folder)], check=True)
 
 
 @contextlib.contextmanager
-def measured_disk(workdir: Path) -> Iterator[Path]:
-    """A new journalled ext4 in an image file, mounted below `workdir`; a plain folder without root."""
-    with tempfile.TemporaryDirectory(prefix="p2psync-bench-", dir=workdir) as folder:
-        disk, image = Path(folder) / "disk", Path(folder) / "disk.img"
-        disk.mkdir()
+def measured_disk(
+    workdir: Path, filesystem: str = "ext4", bytes_per_inode: int = 16384
+) -> Iterator[Disk]:
+    """A new file system in an image file, mounted below `workdir`; a plain folder without root."""
+    with tempfile.TemporaryDirectory(prefix="p2psync-bench-", dir=workdir) as own:
+        folder, image = Path(own, "disk"), Path(own, "disk.img")
+        folder.mkdir()
         if os.geteuid() != 0:
-            print("Not root: the times are those of a plain folder, not of a new ext4 image.\n")
-            yield disk
+            yield Disk(folder, None)
             return
         with image.open("wb") as file:
             file.truncate(IMAGE_BYTES)
-        # Else the kernel goes on making the inode tables during the first measurements.
-        now = "lazy_itable_init=0,lazy_journal_init=0"
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-E", now, str(image)], check=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(disk)], check=True)
+        mkfs = [*_mkfs(filesystem, bytes_per_inode), str(image)]
+        subprocess.run(mkfs, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
         try:
-            yield disk
+            yield Disk(folder, image)
         finally:
-            subprocess.run(["umount", str(disk)], check=True)
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def _mkfs(filesystem: str, bytes_per_inode: int) -> list[str]:
+    if filesystem != "ext4":
+        return [f"mkfs.{filesystem}", "-q"]
+    # Else the kernel goes on making the inode tables during the first measurements.
+    now = "lazy_itable_init=0,lazy_journal_init=0"
+    return ["mkfs.ext4", "-q", "-F", "-i", str(bytes_per_inode), "-E", now]

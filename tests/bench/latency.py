@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.disk import measured_disk
-from tests.bench.workload import make_tree
+from tests.bench.workloads import make_small_files
 from tests.sshd import Sshd, running_sshd
 
 SEED = 20260229
@@ -192,14 +192,14 @@ def main() -> int:
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|", flush=True)
     failed = 0
     with contextlib.ExitStack() as stack:
-        disk = stack.enter_context(measured_disk(arguments.workdir.resolve()))
+        disk = stack.enter_context(measured_disk(arguments.workdir.resolve())).folder
         for link in (arguments.only,) if arguments.only else ("local", "ssh"):
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2psync-bench-")))
             server = stack.enter_context(running_sshd(scratch)) if link == "ssh" else None
             for name in arguments.tools.split(","):
                 folder = disk / "run"
                 pair = Pair(folder / "near", folder / "far", folder / "state", server)
-                make_tree(pair.near, arguments.files, SEED)
+                make_small_files(pair.near, arguments.files, SEED)
                 if name != "p2psync":
                     shutil.copytree(pair.near, pair.far)
                 try:

@@ -1,4 +1,4 @@
-"""Compare p2psync with rsync and unison on many small files, locally and over ssh: see README.md."""
+"""Compare p2psync with rsync, unison and plain copies, locally and over ssh: see README.md."""
 
 from __future__ import annotations
 
@@ -7,265 +7,200 @@ import contextlib
 import json
 import os
 import platform
-import random
-import re
 import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.bench.disk import measured_disk
-from tests.bench.tools import Far, Pair, Tool, all_tools
-from tests.bench.workload import Tree, differences, edit, make_tree, read_tree
-from tests.sshd import Sshd, running_sshd
+from tests.bench.costs import Meter
+from tests.bench.course import compare, say
+from tests.bench.disk import Disk, measured_disk
+from tests.bench.scenarios import SCENARIOS
+from tests.bench.table import Results, costs_table, targets_table
+from tests.bench.tools import Tool, all_tools
+from tests.bench.workloads import SEED, WORKLOADS, Workload
+from tests.sshd import running_sshd
 
-EDITS = 100
-SEED = 20240229
-FIRST, UNCHANGED, EDITED = "first copy", "nothing changed", f"{EDITS} edits"
-MEASURED = [sys.executable, "-I", "-S", str(Path(__file__).with_name("measured.py"))]
-FAR_DEADLINE = 60.0  # seconds for the server's processes to end after the command has
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-class Failed(Exception):
-    """A tool failed, or did not do what it was asked."""
+LINKS = ("local", "ssh")
+OURS = "p2psync"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one command cost on both sides; `flush` is the time to write back what it left in memory."""
-
-    wall: float
-    flush: float
-    cpu: float
-    peak_mib: float
-    wire_mib: float | None
-
-
-Results = dict[tuple[str, str], list[Cost]]  # (step, tool) -> one for each run
+def _tools_for(workload: Workload, link: str, tools: Sequence[Tool], asked: str | None) -> list[Tool]:
+    """Leave out whom a workload is not for, unless it was asked for by name."""
+    return [
+        tool
+        for tool in tools
+        if (asked or tool.ours or not workload.ours_only)
+        and (not tool.for_wire or (workload.compressed and link == "ssh"))
+    ]
 
 
-class Bench:
-    """Where the runs happen: a disk, a scratch folder beside it and maybe a server."""
-
-    def __init__(self, disk: Path, scratch: Path, server: Sshd | None, p2psync: str) -> None:
-        self.disk = disk
-        self.server = server
-        self.record, self.far_record = scratch / "near.jsonl", scratch / "far.jsonl"
-        self.ssh_log, self.output = scratch / "ssh.log", scratch / "output.log"
-        self.far = self._far(server, p2psync) if server else None
-
-    def _far(self, server: Sshd, p2psync: str) -> Far:
-        # At this level ssh says at its end how many bytes it sent and received.
-        ssh = [*shlex.split(server.ssh_command), "-o", "LogLevel=VERBOSE", "-E", str(self.ssh_log)]
-        return Far(server.host, ssh, [*MEASURED, str(self.far_record)], p2psync)
-
-    def measure(self, command: list[str]) -> Cost:
-        """Run one command with nothing left to write back from before it."""
-        for old in (self.record, self.far_record, self.ssh_log):
-            old.unlink(missing_ok=True)
-        os.sync()
-        far_cpu_before = self._far_cpu()
-        with self.output.open("wb") as output:
-            done = subprocess.run([*MEASURED, str(self.record), *command], stdout=output, stderr=output)
-        if done.returncode:
-            said = self.output.read_text(errors="replace")[-2000:]
-            raise Failed(f"exit status {done.returncode}: {shlex.join(command)}\n{said}")
-        flush = _timed(lambda: subprocess.run(["sync", "-f", str(self.disk)], check=True))
-        near, far = _records(self.record), _records(self.far_record)
-        return Cost(
-            wall=near[0]["wall"],
-            flush=flush,
-            cpu=near[0]["cpu"] + self._far_cpu() - far_cpu_before,
-            peak_mib=max(record["peak_kib"] for record in near + far) / 1024,
-            wire_mib=_wire_bytes(self.ssh_log) / 2**20 if self.server else None,
-        )
-
-    def _far_cpu(self) -> float:
-        """CPU seconds of all sessions so far: sshd's own and all that ran in them, once they have ended."""
-        if self.server is None:
-            return 0.0
-        process = Path(f"/proc/{self.server.process.pid}")
-        deadline = time.monotonic() + FAR_DEADLINE
-        while (process / f"task/{process.name}/children").read_text().strip():
-            if time.monotonic() > deadline:
-                raise Failed(f"the far side still runs {FAR_DEADLINE:g} s after the command has ended")
-            time.sleep(0.01)
-        # proc_pid_stat(5): cutime and cstime are fields 16 and 17; field 3 follows the name's bracket.
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[13]) + int(fields[14])) / _TICKS
-
-    def session(self) -> Cost | None:
-        """What an ssh session costs that does nothing."""
-        if self.far is None:
-            return None
-        command = [*self.far.ssh, self.far.host, shlex.join([*self.far.wrapper, "true"])]
-        self.measure(command)  # the first one also reads the programs from the disk
-        return self.measure(command)
+def _run_workload(
+    workload: Workload, arguments: argparse.Namespace, tools: Sequence[Tool], workdir: Path
+) -> tuple[list[Results], list[str]]:
+    names = [name for name in workload.scenarios if name in arguments.scenario]
+    links = [link for link in workload.links if link in arguments.only]
+    if not names or not links:
+        return [], []
+    started = time.monotonic()
+    master = workdir / workload.name
+    workload.make(master, arguments.scale)
+    say(f"{workload.name}: made in {time.monotonic() - started:.0f} s")
+    all_results, failures = [], []
+    with measured_disk(workdir, arguments.filesystem, workload.bytes_per_inode) as disk:
+        for link in links:
+            results, failed = _run_link(workload, link, names, arguments, tools, disk, master)
+            all_results.append(results)
+            failures += failed
+    return all_results, failures
 
 
-def run_tool(bench: Bench, tool: Tool, files: int) -> Iterator[tuple[str, Cost]]:
-    """One tool's steps on fresh folders, each result checked."""
-    folder = bench.disk / "run"
-    pair = Pair(folder / "source", folder / "target", folder / "state", bench.far)
-    make_tree(pair.source, files, SEED)
-    pair.state.mkdir()
-    wanted = read_tree(pair.source)
-    try:
-        yield FIRST, _checked(bench, tool, tool.first, pair, wanted)
-        _checked(bench, tool, tool.again, pair, wanted)
-        yield UNCHANGED, _checked(bench, tool, tool.again, pair, wanted)
-        wanted = wanted | _edit_both(tool, pair, wanted)
-        yield EDITED, _checked(bench, tool, tool.again, pair, wanted)
-    finally:
-        shutil.rmtree(folder)
-
-
-def _checked(
-    bench: Bench, tool: Tool, command: Callable[[Pair], list[str]], pair: Pair, wanted: Tree
-) -> Cost:
-    cost = bench.measure(command(pair))
-    for side in (pair.source, pair.target):
-        if wrong := differences(wanted, read_tree(side), tool.mtime_tolerance_ns):
-            shown = "\n".join(wrong[:5])
-            raise Failed(f"{len(wrong)} differences in the {side.name}, beginning with\n{shown}")
-    return cost
-
-
-def _edit_both(tool: Tool, pair: Pair, tree: Tree) -> Tree:
-    """Half of the edits on each side; all on the source for a tool that only looks there."""
-    names = random.Random(SEED).sample([name for name in tree if name.endswith(".txt")], EDITS)
-    here = EDITS // 2 if tool.two_way else EDITS
-    return edit(pair.source, names[:here]) | edit(pair.target, names[here:])
-
-
-def compare(bench: Bench, tools: list[Tool], files: int, runs: int) -> tuple[Results, list[str]]:
-    """Every tool in turn, as often as asked; each run begins with another tool."""
-    results: Results = defaultdict(list)
-    failures = []
-    for run in range(runs):
-        for tool in tools[run % len(tools) :] + tools[: run % len(tools)]:
-            try:
-                for step, cost in run_tool(bench, tool, files):
-                    results[step, tool.name].append(cost)
-                    _say(f"  run {run + 1}: {tool.name}, {step}: {cost.wall:.2f} s")
-            except Failed as failure:
-                failures.append(f"run {run + 1}: {tool.name}: {failure}")
-                _say(f"  {failures[-1]}")
+def _run_link(
+    workload: Workload,
+    link: str,
+    names: Sequence[str],
+    arguments: argparse.Namespace,
+    tools: Sequence[Tool],
+    disk: Disk,
+    master: Path,
+) -> tuple[Results, list[str]]:
+    started = time.monotonic()
+    results = Results(workload.name, link)
+    chosen = _tools_for(workload, link, tools, arguments.tools)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2psync-bench-")))
+        server = stack.enter_context(running_sshd(scratch)) if link == "ssh" else None
+        meter = Meter(disk, scratch, server)
+        print(f"## {workload.name}, {link}: {workload.description}\n")
+        if session := meter.session():
+            print(f"In each line: {session.wall:.2f} s, {session.cpu:.2f} s of CPU for an empty session.\n")
+        failures = compare(meter, results, master, chosen, names, arguments.runs)
+    print(costs_table(results, names, chosen))
+    print(f"\n(all of it in {time.monotonic() - started:.0f} s)\n", flush=True)
     return results, failures
 
 
-def table(results: Results, tools: list[Tool]) -> str:
-    lines = [
-        "| step | tool | wall s | min-max | flush s | CPU s | peak MiB | wire MiB | to rsync | to unison |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for step in (FIRST, UNCHANGED, EDITED):
-        walls = {tool.name: _median(results, step, tool.name, "wall") for tool in tools}
-        for tool in tools:
-            if costs := results.get((step, tool.name)):
-                cells = [step, tool.name, *_cells(costs), *_ratios(walls, tool.name)]
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cells(costs: list[Cost]) -> Iterator[str]:
-    walls = [cost.wall for cost in costs]
-    yield f"{median(walls):.2f}"
-    yield f"{min(walls):.2f}-{max(walls):.2f}"
-    yield f"{median(cost.flush for cost in costs):.2f}"
-    yield f"{median(cost.cpu for cost in costs):.2f}"
-    yield f"{median(cost.peak_mib for cost in costs):.0f}"
-    wires = [cost.wire_mib for cost in costs if cost.wire_mib is not None]
-    yield f"{median(wires):.2f}" if wires else ""
-
-
-def _ratios(walls: dict[str, float | None], name: str) -> Iterator[str]:
-    ours = walls[name]
-    for other in ("rsync", "unison"):
-        theirs = walls.get(other)
-        yield f"{ours / theirs:.2f}" if ours and theirs and other != name else ""
-
-
-def _median(results: Results, step: str, tool: str, field: str) -> float | None:
-    costs = results.get((step, tool))
-    return median(getattr(cost, field) for cost in costs) if costs else None
-
-
-def _records(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _wire_bytes(ssh_log: Path) -> int:
-    counts = re.findall(r"Transferred: sent (\d+), received (\d+) bytes", ssh_log.read_text())
-    if not counts:
-        raise Failed("ssh did not say at its end what it transferred: was it killed?")
-    return sum(int(sent) + int(received) for sent, received in counts)
-
-
-def _timed(action: Callable[[], object]) -> float:
-    started = time.monotonic()
-    action()
-    return time.monotonic() - started
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _describe(arguments: argparse.Namespace, tools: list[Tool]) -> None:
-    print(f"{arguments.files:,} files, seed {SEED}, {arguments.runs} runs; wall time: median and min-max.")
+def _describe(arguments: argparse.Namespace, tools: Sequence[Tool]) -> None:
+    print(f"seed {SEED}, scale {arguments.scale:g}, {arguments.runs} runs; medians, ratios of the same run.")
     system = f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs"
-    print(f"{system}, Python {platform.python_version()};")
-    print("; ".join(tool.version() for tool in tools) + f"; load {os.getloadavg()[0]:.2f} at the start.\n")
+    place = (
+        f"a new {arguments.filesystem}"
+        if os.geteuid() == 0
+        else "no root: a plain folder, no disk of its own"
+    )
+    print(f"{system}, Python {platform.python_version()}; {place};")
+    versions = dict.fromkeys(f"{tool.name}: {tool.version()}" for tool in tools)
+    print("; ".join(versions) + f"; load {os.getloadavg()[0]:.2f} at the start.\n", flush=True)
+
+
+def _named(values: Sequence[str]) -> list[tuple[str, str]]:
+    """`CMD` or `NAME=CMD`, several times, as names and commands."""
+    found = []
+    for number, value in enumerate(values):
+        name, equals, command = value.partition("=")
+        if not equals or "/" in name or " " in name:
+            name, command = OURS if number == 0 else f"{OURS}-{number + 1}", value
+        found.append((name, command))
+    return found
+
+
+def _several(known: Sequence[str], text: str) -> list[str]:
+    """Names separated by commas; a part of a name means all names that it is a part of."""
+    chosen = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        exact = [name for name in known if name == word]
+        fitting = exact or [name for name in known if word in name]
+        if not fitting:
+            raise argparse.ArgumentTypeError(f"{word!r} is none of: {', '.join(known)}")
+        chosen += fitting
+    return [name for name in known if name in chosen]
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--only", choices=("local", "ssh"))
+    usual = [name for name, workload in WORKLOADS.items() if not workload.ours_only]
+
+    def workloads(text: str) -> list[str]:
+        return _several(list(WORKLOADS), text)
+
+    def scenarios(text: str) -> list[str]:
+        return _several(list(SCENARIOS), text)
+
+    parser.add_argument("--workload", type=workloads, default=usual, help=f"of {', '.join(WORKLOADS)}")
+    parser.add_argument(
+        "--scenario", type=scenarios, default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)}"
+    )
+    parser.add_argument("--only", choices=LINKS, action="append", help="one of the links")
+    parser.add_argument("--tools", help="of p2psync, rsync, rsync -z, unison, copy; default: all")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--tools", default="p2psync,rsync,unison", help="which, separated by commas")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="0.1: a tenth of the files, or of their size"
+    )
+    parser.add_argument(
+        "--filesystem", default="ext4", help="ext4, xfs or btrfs, where there is a mkfs for it"
+    )
     parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()), help="no spaces in it")
-    parser.add_argument("--p2psync", default=shlex.join([sys.executable, "-m", "p2psync"]), metavar="CMD")
+    parser.add_argument(
+        "--p2psync",
+        action="append",
+        metavar="[NAME=]CMD",
+        help="measure this one; again, to compare with another",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all single measurements there too")
     arguments = parser.parse_args()
-    if arguments.files < EDITS or arguments.runs < 1:
-        parser.error(f"needs at least {EDITS} files and one run")
+    arguments.only = arguments.only or list(LINKS)
+    arguments.p2psync = _named(arguments.p2psync or [shlex.join([sys.executable, "-m", "p2psync"])])
+    if not 0 < arguments.scale <= 1 or arguments.runs < 1:
+        parser.error("needs a scale from 0 to 1 and one run at least")
     return arguments
+
+
+def _chosen_tools(arguments: argparse.Namespace) -> list[Tool]:
+    tools = all_tools(arguments.p2psync)
+    if arguments.tools:
+        words = [word.strip() for word in arguments.tools.split(",")]
+        tools = [tool for tool in tools if tool.name in words or (tool.ours and OURS in words)]
+    for tool in tools:
+        if not tool.installed():
+            print(f"{tool.name} is not installed and left out.\n")
+    return [tool for tool in tools if tool.installed()]
+
+
+def _write_json(path: Path, all_results: Sequence[Results]) -> None:
+    lines = [
+        {
+            "workload": results.workload,
+            "link": results.link,
+            "scenario": scenario,
+            "tool": tool,
+            "run": run,
+            **cost.as_json(),
+        }
+        for results in all_results
+        for (scenario, tool), costs in results.costs.items()
+        for run, cost in costs.items()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def main() -> int:
     arguments = _arguments()
-    asked = [tool for tool in all_tools(arguments.p2psync) if tool.name in arguments.tools.split(",")]
-    tools = [tool for tool in asked if tool.installed()]
-    for tool in asked:
-        if tool not in tools:
-            print(f"{tool.name} is not installed and left out.\n")
+    tools = _chosen_tools(arguments)
     _describe(arguments, tools)
-    all_failures = []
-    with contextlib.ExitStack() as stack:
-        disk = stack.enter_context(measured_disk(arguments.workdir.resolve()))
-        for link in (arguments.only,) if arguments.only else ("local", "ssh"):
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2psync-bench-")))
-            server = stack.enter_context(running_sshd(scratch)) if link == "ssh" else None
-            bench = Bench(disk, scratch, server, arguments.p2psync)
-            print(f"## {link}\n")
-            if session := bench.session():
-                print(
-                    f"In each line: {session.wall:.2f} s, {session.cpu:.2f} s of CPU for an empty session.\n"
-                )
-            results, failures = compare(bench, tools, arguments.files, arguments.runs)
-            all_failures += failures
-            print(f"{table(results, tools)}\n", flush=True)
+    all_results: list[Results] = []
+    all_failures: list[str] = []
+    for name in arguments.workload:
+        with tempfile.TemporaryDirectory(prefix="p2psync-bench-", dir=arguments.workdir.resolve()) as workdir:
+            results, failures = _run_workload(WORKLOADS[name], arguments, tools, Path(workdir))
+        all_results += results
+        all_failures += failures
+        if arguments.json:
+            _write_json(arguments.json, all_results)
+    print(f"## Targets\n\n{targets_table(all_results, tools, arguments.scale, arguments.filesystem)}\n")
     print(f"Load {os.getloadavg()[0]:.2f} at the end.")
     for failure in all_failures:
         print(f"\nFAILED: {failure}")

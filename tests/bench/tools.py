@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_EXACT = 0
 # unison reckons times in floating-point seconds: it loses the last digits.
-_EXACT, _UNISON_NS = 0, 2_000
+_UNISON_NS = 2_000
+# tar's usual format keeps whole seconds.
+_TAR_NS = 1_000_000_000
 
 # rsync's flags and unison's ask for the same as p2psync does by itself: contents, permission bits and mtimes.
 _RSYNC = ["rsync", "-a", "--delete"]
@@ -35,7 +38,6 @@ class Far:
     host: str
     ssh: list[str]
     wrapper: list[str]
-    p2psync: str
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,23 @@ class Tool:
 
     Attributes:
         first: The command line of a sync whose target does not exist yet.
-        again: The command line of any later sync.
+        again: The command line of any later sync; None for what only copies.
         two_way: It also carries the target's edits to the source.
         mtime_tolerance_ns: How far from the original it may leave an mtime.
         program: What has to be installed.
+        ours: It is a p2psync, and has to meet the targets.
+        for_wire: It is there for its bytes on the wire alone.
     """
 
     name: str
     first: Callable[[Pair], list[str]]
-    again: Callable[[Pair], list[str]]
-    two_way: bool
+    again: Callable[[Pair], list[str]] | None
     program: str
     version_command: list[str]
+    two_way: bool = False
     mtime_tolerance_ns: int = _EXACT
+    ours: bool = False
+    for_wire: bool = False
 
     def installed(self) -> bool:
         return shutil.which(self.program) is not None
@@ -76,54 +82,55 @@ class Tool:
         return (done.stdout or done.stderr or "version unknown").splitlines()[0].strip()
 
 
-def all_tools(p2psync: str) -> list[Tool]:
-    """Every tool that can be compared; `p2psync` is the command line under test."""
-    ours = shlex.split(p2psync)
+def all_tools(p2psyncs: Sequence[tuple[str, str]]) -> list[Tool]:
+    """Every tool that can be compared; `p2psyncs` are names and command lines of those under test."""
+    rsync = ["rsync", "--version"]
     return [
-        Tool(
-            "p2psync",
-            lambda pair: _p2psync_first(ours, pair),
-            lambda pair: _p2psync_sync(ours, pair),
-            two_way=True,
-            program=ours[0],
-            version_command=[*ours, "--version"],
-        ),
-        Tool("rsync", _rsync, _rsync, two_way=False, program="rsync", version_command=["rsync", "--version"]),
+        *(_p2psync(name, shlex.split(command)) for name, command in p2psyncs),
+        Tool("rsync", _rsync, _rsync, "rsync", rsync),
+        Tool("rsync -z", _rsync_z, None, "rsync", rsync, for_wire=True),
         Tool(
             "unison",
             _unison,
             _unison,
+            "unison",
+            ["unison", "-version"],
             two_way=True,
             mtime_tolerance_ns=_UNISON_NS,
-            program="unison",
-            version_command=["unison", "-version"],
         ),
+        Tool("copy", _copy, None, "tar", ["tar", "--version"], mtime_tolerance_ns=_TAR_NS),
     ]
 
 
-def _p2psync_first(ours: list[str], pair: Pair) -> list[str]:
-    """`init` belongs to the first copy: a user waits for it too."""
-    init = shlex.join([*ours, "init", str(pair.source)])
-    return ["sh", "-c", f"{init} && exec {shlex.join([*_p2psync_sync(ours, pair), '--create'])}"]
+def _p2psync(name: str, ours: list[str]) -> Tool:
+    def again(pair: Pair) -> list[str]:
+        sync = [*ours, "-C", str(pair.source), "sync"]
+        if pair.far is None:
+            return [*sync, str(pair.target), "-q"]
+        far = pair.far
+        remote = shlex.join([*far.wrapper, *ours])
+        address = f"{far.host}:{pair.target}"
+        return [*sync, address, "-q", "-e", shlex.join(far.ssh), "--remote-command", remote]
+
+    def first(pair: Pair) -> list[str]:
+        """`init` belongs to the first copy: a user waits for it too."""
+        init = shlex.join([*ours, "init", str(pair.source)])
+        return ["sh", "-c", f"{init} && exec {shlex.join([*again(pair), '--create'])}"]
+
+    return Tool(name, first, again, ours[0], [*ours, "--version"], two_way=True, ours=True)
 
 
-def _p2psync_sync(ours: list[str], pair: Pair) -> list[str]:
-    sync = [*ours, "-C", str(pair.source), "sync"]
+def _rsync(pair: Pair, *more: str) -> list[str]:
     if pair.far is None:
-        return [*sync, str(pair.target), "-q"]
-    far = pair.far
-    remote = f"{shlex.join(far.wrapper)} {far.p2psync}"
-    address = f"{far.host}:{pair.target}"
-    return [*sync, address, "-q", "-e", shlex.join(far.ssh), "--remote-command", remote]
-
-
-def _rsync(pair: Pair) -> list[str]:
-    if pair.far is None:
-        return [*_RSYNC, f"{pair.source}/", f"{pair.target}/"]
+        return [*_RSYNC, *more, f"{pair.source}/", f"{pair.target}/"]
     far = pair.far
     remote = [*far.wrapper, "rsync"]
     over_ssh = ["-e", shlex.join(far.ssh), "--rsync-path", shlex.join(remote)]
-    return [*_RSYNC, *over_ssh, f"{pair.source}/", f"{far.host}:{pair.target}/"]
+    return [*_RSYNC, *more, *over_ssh, f"{pair.source}/", f"{far.host}:{pair.target}/"]
+
+
+def _rsync_z(pair: Pair) -> list[str]:
+    return _rsync(pair, "-z")
 
 
 def _unison(pair: Pair) -> list[str]:
@@ -142,3 +149,13 @@ def _unison_environment(folder: Path) -> list[str]:
     """Its archives go to the disk that is measured, and outlive a change of the machine's name."""
     folder.mkdir(parents=True, exist_ok=True)
     return ["env", f"UNISON={folder}", "UNISONLOCALHOSTNAME=bench"]
+
+
+def _copy(pair: Pair) -> list[str]:
+    """The least that a first copy can cost: `cp -a`, or tar through ssh to tar."""
+    if pair.far is None:
+        return ["cp", "-a", str(pair.source), str(pair.target)]
+    far, target = pair.far, shlex.quote(str(pair.target))
+    unpack = shlex.join([*far.wrapper, "sh", "-c", f"mkdir {target} && tar -C {target} -xf -"])
+    send = shlex.join([*far.ssh, far.host, unpack])
+    return ["sh", "-c", f"tar -C {shlex.quote(str(pair.source))} -cf - . | {send}"]
