@@ -25,17 +25,19 @@ class ConfigError(P2PSyncError):
 
 @dataclass(frozen=True)
 class Peer:
-    """A replica to sync with, as configured."""
+    """A replica to sync with, as configured: each field is a key in its table."""
 
     name: str
     address: str
     ssh_command: str | None = None
     port: int | None = None
     remote_command: str | None = None
+    reuse: bool = True
+    """Keep the connection for the next sync."""
 
 
 HOOKS = ("on_change", "on_conflict", "on_error")
-_KEYS = {"address": str, "ssh-command": str, "port": int, "remote-command": str}
+_KEYS = {"address": str, "ssh-command": str, "port": int, "remote-command": str, "reuse": bool}
 
 
 def peers(root: bytes) -> list[Peer]:
@@ -119,13 +121,7 @@ def _peer(name: str, table: object, file: str) -> Peer:
             raise ReplicaError(f"{file}: [peer.{name}]: unknown key {key!r}; known are {', '.join(_KEYS)}")
         if not isinstance(value, _KEYS[key]):
             raise ReplicaError(f"{file}: [peer.{name}]: {key} should be of type {_KEYS[key].__name__}")
-    return Peer(
-        name,
-        table["address"],
-        table.get("ssh-command"),
-        table.get("port"),
-        table.get("remote-command"),
-    )
+    return Peer(name, **{key.replace("-", "_"): value for key, value in table.items()})
 
 
 def add_peer(root: bytes, peer: Peer) -> None:
@@ -149,10 +145,11 @@ def add_peer(root: bytes, peer: Peer) -> None:
         )
     document = _document(root)
     table = tomlkit.table()
-    values = (peer.address, peer.ssh_command, peer.port, peer.remote_command)
-    for key, value in zip(_KEYS, values, strict=True):
-        if value is not None:
-            table[key] = value
+    usual = Peer(peer.name, peer.address)
+    for key in _KEYS:
+        field = key.replace("-", "_")
+        if key == "address" or getattr(peer, field) != getattr(usual, field):
+            table[key] = getattr(peer, field)
     document.setdefault("peer", tomlkit.table(is_super_table=True))[peer.name] = table
     _write(root, document)
 

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import socket
-import stat
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -65,6 +64,7 @@ from p2psync.disk import (
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
+from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Scan, scan
 from p2psync.stage import Stage
 from p2psync.take import take
@@ -95,7 +95,7 @@ def init(root: bytes, name: str | None = None) -> bool:
     shown = os.fsdecode(root)
     try:
         sidecar = os.path.join(root, SIDECAR)
-        if _is_sidecar(sidecar):
+        if is_sidecar(sidecar):
             return False
         outer = find_root(os.path.dirname(os.path.realpath(root)))
         if outer is not None:
@@ -123,16 +123,6 @@ def _default_name(root: bytes) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _is_sidecar(folder: bytes) -> bool:
-    """Is it the sidecar of a replica, also of one whose manifest was lost?"""
-    for name in (b"manifest.db", b"lock"):
-        with contextlib.suppress(
-            FileNotFoundError, NotADirectoryError
-        ):  # what cannot be looked at may be there
-            return stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode)
-    return False
-
-
 def _open_manifest(root: bytes, sidecar: int, lock: bool) -> Manifest:
     """Open the manifest; make it anew if it was lost or damaged.
 
@@ -147,17 +137,6 @@ def _open_manifest(root: bytes, sidecar: int, lock: bool) -> Manifest:
         if not lock:
             raise
     return Manifest.make_anew(file, _default_name(root))
-
-
-def find_root(start: bytes) -> bytes | None:
-    """Return the replica that holds the directory `start`, as git finds a repository; None if none does."""
-    folder = os.path.realpath(start)
-    while not _is_sidecar(os.path.join(folder, SIDECAR)):
-        parent = os.path.dirname(folder)
-        if parent == folder:
-            return None
-        folder = parent
-    return folder
 
 
 class LocalReplica:
@@ -186,7 +165,7 @@ class LocalReplica:
             self._close.callback(self._root.close)
             sidecar = os.open(SIDECAR, OPEN_DIRECTORY, dir_fd=self._root.fd)
             self._close.callback(os.close, sidecar)
-            if not _is_sidecar(os.path.join(root, SIDECAR)):
+            if not is_sidecar(os.path.join(root, SIDECAR)):
                 raise FileNotFoundError
             if lock:
                 self._lock(sidecar, shown)

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from p2psync import ssh
 from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh, start_local
 from p2psync.core.guard import HALF, MaxDelete
@@ -88,6 +89,7 @@ def sync(
     options: Options,
     progress: Progress,
     confirm: Callable[[str], bool],
+    early: ssh.Early | None = None,
 ) -> list[PeerRun]:
     """Sync the replica at `root` with each peer.
 
@@ -97,6 +99,7 @@ def sync(
         options: how.
         progress: is told how it goes.
         confirm: asks the user a question; whether to make a replica of a folder.
+        early: connections that are being made already.
 
     Raises:
         ReplicaError: the local replica cannot be used.
@@ -109,7 +112,10 @@ def sync(
             try:
                 home = LocalReplica(root)
                 opened.callback(home.close)
-                links = [_open(peer, home, root, options, confirm, opened) for peer in peers]
+                links = [
+                    _open(peer, home, root, options, confirm, early.take(peer) if early else None, opened)
+                    for peer in peers
+                ]
                 if last_try or not any(isinstance(link.run.error, Locked) for link in links):
                     sync_all(home, links, options, progress)
                     return [link.run for link in links]
@@ -162,12 +168,13 @@ def _open(
     root: bytes,
     options: Options,
     confirm: Callable[[str], bool],
+    dialled: ssh.Dialled | None,
     opened: ExitStack,
 ) -> Link:
     link = Link(PeerRun(peer))
     met = {record.address: record.replica for record in home.peers()}
     try:
-        link.replica = _connect(peer, root, options, peer.address in met, confirm)
+        link.replica = _connect(peer, root, options, peer.address in met, confirm, dialled)
         opened.callback(link.replica.close)
         link.path = path_of(peer)
         link.identity = link.replica.identity.replica
@@ -179,7 +186,12 @@ def _open(
 
 
 def _connect(
-    peer: Peer, root: bytes, options: Options, known: bool, confirm: Callable[[str], bool]
+    peer: Peer,
+    root: bytes,
+    options: Options,
+    known: bool,
+    confirm: Callable[[str], bool],
+    dialled: ssh.Dialled | None,
 ) -> RemoteReplica:
     """Open the replica at a peer's address; make it one if that is wanted.
 
@@ -189,7 +201,7 @@ def _connect(
     address = parse_address(peer.address, port=peer.port)
     create = options.create and not known and not options.dry_run
     try:
-        return open_address(address, peer, root, create)
+        return open_address(address, peer, root, create, dialled)
     except NotAReplica as error:
         if known:
             raise _gone(address) from error
@@ -242,8 +254,17 @@ def path_of(peer: Peer) -> bytes | None:
     return os.path.abspath(address.path) if address.host is None else None
 
 
-def open_address(address: Address, peer: Peer, root: bytes, create: bool = False) -> RemoteReplica:
+def open_address(
+    address: Address, peer: Peer, root: bytes, create: bool = False, dialled: ssh.Dialled | None = None
+) -> RemoteReplica:
     """Open the replica at an address; with `create`, make it one first if it is none.
+
+    Args:
+        address: where.
+        peer: how to connect.
+        root: of the replica here.
+        create: make it a replica.
+        dialled: an ssh that is connecting there already.
 
     Raises:
         P2PSyncError: it cannot be opened, for one reason or the other.
@@ -252,9 +273,7 @@ def open_address(address: Address, peer: Peer, root: bytes, create: bool = False
         path = os.path.abspath(address.path)
         _check_apart(path, root, address)
         return connect_local(path, functools.partial(open_replica, neighbour=os.path.abspath(root)), create)
-    return connect_ssh(
-        address, ssh_command=peer.ssh_command, remote_command=peer.remote_command, create=create
-    )
+    return connect_ssh(address, peer, create, dialled)
 
 
 def open_replica(

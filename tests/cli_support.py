@@ -169,7 +169,8 @@ def fake_ssh(folder: Path, first: str = "") -> list[str]:
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return a clean environment: a home without dot-files, no settings of the user who runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "TMPDIR", "PYTHONPATH")}
+    names = ("PATH", "TMPDIR", "PYTHONPATH", "XDG_RUNTIME_DIR")
+    kept = {name: value for name, value in os.environ.items() if name in names}
     return {**kept, "HOME": _home(), "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "", **(more or {})}
 
 

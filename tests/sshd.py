@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,12 @@ class Sshd:
     @property
     def log(self) -> str:
         return (self.folder / "sshd.log").read_text(errors="replace")
+
+    def configured(self, *lines: str) -> str:
+        """An `ssh_command` with other lines about multiplexing and ciphers than "none"."""
+        config = self.folder / f"configured_{len(list(self.folder.glob('configured_*')))}"
+        config.write_text(_client_config(self.folder, self.port, self.folder / "user_key", lines))
+        return shlex.join([_program("ssh"), "-F", str(config)])
 
     def forced(self, command: str) -> str:
         """An `ssh_command` whose key may run nothing but `command`, as in a real authorized_keys."""
@@ -209,7 +215,11 @@ Subsystem sftp internal-sftp
 """
 
 
-def _client_config(folder: Path, port: int, key: Path) -> str:
+NO_REUSE = ("ControlMaster no", "ControlPath none")
+
+
+def _client_config(folder: Path, port: int, key: Path, lines: Sequence[str] = NO_REUSE) -> str:
+    more = "\n    ".join(lines)
     return f"""\
 Host *
     HostName {HOST}
@@ -224,8 +234,7 @@ Host *
     StrictHostKeyChecking yes
     BatchMode yes
     ConnectTimeout 10
-    ControlMaster no
-    ControlPath none
+    {more}
     Compression no
     LogLevel ERROR
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
@@ -71,12 +72,8 @@ def connect(request: pytest.FixtureRequest) -> Connect:
 
 
 def over_ssh(root: Path, sshd: Sshd) -> Replica:
-    return connect_ssh(
-        Address(os.fsencode(root), sshd.host),
-        ssh_command=sshd.ssh_command,
-        remote_command=sshd.remote_command,
-        create=False,
-    )
+    peer = Peer("far", "", sshd.ssh_command, None, sshd.remote_command)
+    return connect_ssh(Address(os.fsencode(root), sshd.host), peer, create=False)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from p2psync.core.model import Action, Resolution
 from p2psync.core.replica import Identity, Mark
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica, ReplicaError
-from p2psync.local import LocalReplica, find_root, init
+from p2psync.local import LocalReplica, init
+from p2psync.root import find_root
 from tests.support import (
     OLD_NS,
     contents_of,

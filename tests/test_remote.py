@@ -40,6 +40,7 @@ from p2psync.calls import (
     Stage,
     Texts,
 )
+from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import (
@@ -683,8 +684,10 @@ def arguments(tmp_path: Path) -> list[str]:
     return (tmp_path / "argv").read_bytes().decode().split("\0")[:-1]
 
 
-def reach(address: Address, command: str, create: bool = False, far: str | None = REMOTE) -> RemoteReplica:
-    return connect_ssh(address, ssh_command=command, remote_command=far, create=create)
+def reach(
+    address: Address, command: str | None, create: bool = False, far: str | None = REMOTE
+) -> RemoteReplica:
+    return connect_ssh(address, Peer("far", "", command, None, far), create)
 
 
 def test_a_replica_is_served_over_ssh_compressed(ssh: Ssh) -> None:
@@ -739,7 +742,7 @@ def test_a_path_arrives_as_one_word_and_nothing_else_happens(ssh: Ssh, tmp_path:
         ("exit 127", "p2psync was not found on me@nas: install it there or give --remote-command"),
         ("exit 126", "was not found on me@nas"),
         ("exit 0", "p2psync on me@nas ended with code 0"),
-        (r"printf 'p2psync\0\0\1\0'", "p2psync on me@nas ended with code 0"),
+        (rf"printf 'p2psync\0\0\{PROTOCOL}\0'", "p2psync on me@nas ended with code 0"),
         ("kill -9 $$", "p2psync on me@nas ended with code -9"),
         ("sh -c 'no-such-p2psync serve' 2>/dev/null", "was not found"),
     ],
@@ -769,7 +772,7 @@ def test_what_ssh_says_is_shown(ssh: Ssh, capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_connection_that_ends_in_the_middle_is_said_to_be_broken(ssh: Ssh) -> None:
     remote = reach(HOST, ssh('exec sh -c "exec $far"'))
-    remote._process._process.kill()  # type: ignore[attr-defined]
+    os.kill(remote._process._pid, signal.SIGKILL)  # type: ignore[attr-defined]
     with pytest.raises(Unreachable, match="the connection to me@nas broke"):
         remote.newest()
     remote.close()
@@ -788,7 +791,7 @@ def test_an_ssh_command_that_no_shell_understands_is_a_usage_error() -> None:
 def test_the_environment_may_name_the_ssh(ssh: Ssh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PSYNC_SSH", ssh("exit 255") + " -v")
     with pytest.raises(Unreachable):
-        connect_ssh(HOST, ssh_command=None, remote_command=None, create=False)
+        reach(HOST, None, far=None)
     assert arguments(tmp_path)[0] == "-v"
 
 
@@ -798,7 +801,7 @@ def test_plain_ssh_is_kept_alive(ssh: Ssh, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("P2PSYNC_SSH", raising=False)
     with pytest.raises(Unreachable):
-        connect_ssh(HOST, ssh_command=None, remote_command=None, create=False)
+        reach(HOST, None, far=None)
     assert arguments(tmp_path)[:4] == ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
 
 
@@ -807,7 +810,7 @@ def test_an_ssh_with_options_of_its_own_is_kept_alive_too(ssh: Ssh, tmp_path: Pa
     program = (tmp_path / "ssh it").rename(tmp_path / "ssh")
     for option, added in (("-v", True), ("-o ServerAliveInterval=99", False)):
         with pytest.raises(Unreachable):
-            connect_ssh(HOST, ssh_command=f"{program} {option}", remote_command=None, create=False)
+            reach(HOST, f"{program} {option}", far=None)
         assert ("ServerAliveInterval=15" in arguments(tmp_path)) == added
 
 

@@ -11,6 +11,7 @@ import click
 from p2psync.cli.options import (
     DRY_RUN,
     JSON,
+    Connection,
     Number,
     chosen_peers,
     complain,
@@ -163,9 +164,7 @@ def fsck(
     context: click.Context,
     peer: str | None,
     repair: bool,
-    ssh_command: str | None,
-    port: int | None,
-    remote_command: str | None,
+    connection: Connection,
     as_json: bool,
 ) -> None:
     """Read everything, and tell what is not as it should be.
@@ -178,7 +177,7 @@ def fsck(
     from p2psync.local import LocalReplica
 
     root = find_root()
-    far = chosen_peers(root, (peer,), ssh_command, port, remote_command)[0] if peer is not None else None
+    far = chosen_peers(root, (peer,), connection)[0] if peer is not None else None
     talkative = is_terminal(2) and not as_json
     with closing(LocalReplica(root, lock=False)):
         pass  # a damaged manifest must not be mended before it was checked

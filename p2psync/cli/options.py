@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +60,7 @@ def find_root() -> bytes:
     Raises:
         NotAReplica: there is none here or above.
     """
-    from p2psync.local import find_root
+    from p2psync.root import find_root
 
     root = find_root(b".")
     if root is None:
@@ -66,20 +68,37 @@ def find_root() -> bytes:
     return root
 
 
-def connection_options(command: click.decorators.FC) -> click.decorators.FC:
-    """Add the options that say how to reach a peer."""
+def connection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how to reach a peer; those that are given are the command's `connection`."""
+
+    @functools.wraps(command)
+    def collecting(*arguments: Any, **values: Any) -> None:  # noqa: ANN401 - as click has it
+        given = {name: values.pop(name) for name in _CONNECTION}
+        connection = {name: value for name, value in given.items() if value is not None}
+        command(*arguments, connection=connection, **values)
+
+    result: Callable[..., None] = collecting
     for option in (
+        click.option(
+            "--reuse/--no-reuse",
+            default=None,
+            help="Keep the connection for the next sync, for ten minutes.  [default: reuse, unless ssh is"
+            " configured for that itself]",
+        ),
         click.option("--remote-command", metavar="CMD", help="p2psync on the peer.  [default: p2psync]"),
         click.option("-p", "--port", type=click.IntRange(1, 65535), help="Port of the peer's sshd."),
         click.option("-e", "--ssh-command", metavar="CMD", help="The ssh to use.  [default: ssh]"),
     ):
-        command = option(command)
-    return command
+        result = option(result)
+    return result
 
 
-def chosen_peers(
-    root: bytes, names: tuple[str, ...], ssh_command: str | None, port: int | None, remote_command: str | None
-) -> list[Peer]:
+_CONNECTION = ("ssh_command", "port", "remote_command", "reuse")
+Connection = dict[str, Any]
+"""Fields of a `config.Peer`."""
+
+
+def chosen_peers(root: bytes, names: tuple[str, ...], connection: Connection) -> list[Peer]:
     """Return the peers that were named, or all that are configured."""
     from dataclasses import replace
 
@@ -90,11 +109,9 @@ def chosen_peers(
         raise config.ConfigError(
             "there is no peer to sync with: name one, or add it with `p2psync peer add NAME ADDRESS`"
         )
-    given = {"ssh_command": ssh_command, "port": port, "remote_command": remote_command}
-    options = {key: value for key, value in given.items() if value is not None}
     chosen: dict[str, Peer] = {}
     for name in names or known:
-        peer = replace(known.get(name) or _unnamed(name), **options)  # type: ignore[arg-type]
+        peer = replace(known.get(name) or _unnamed(name), **connection)
         chosen.setdefault(peer.address, peer)
     return list(chosen.values())
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2psync.cli.options import JSON, Directory, absolute, connection_options, exits, find_root
+from p2psync.cli.options import JSON, Connection, Directory, absolute, connection_options, exits, find_root
 from p2psync.errors import Exit
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def peer() -> None:
 def peer_add(
     name: str,
     address: str,
-    ssh_command: str | None,
-    port: int | None,
-    remote_command: str | None,
+    connection: Connection,
 ) -> None:
     """Remember ADDRESS as the peer NAME; nothing is contacted yet.
 
@@ -56,7 +54,7 @@ def peer_add(
     """
     from p2psync import config
 
-    added = config.Peer(name, absolute(address), ssh_command, port, remote_command)
+    added = config.Peer(name, absolute(address), **connection)
     config.add_peer(find_root(), added)
     click.echo(f"added {name}: {added.address}")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
 from p2psync.cli.options import (
     EXIT_CODES,
+    Connection,
     Number,
     chosen_peers,
     connection_options,
@@ -67,9 +69,7 @@ def sync(
     create: bool,
     max_delete: MaxDelete,
     approve: str,
-    ssh_command: str | None,
-    port: int | None,
-    remote_command: str | None,
+    connection: Connection,
     lock_wait: float,
     verbose: bool,
     quiet: bool,
@@ -80,18 +80,25 @@ def sync(
     A PEER is the name of a configured one, or an address: a path, [user@]host:path, or
     ssh://[user@]host[:port]/path. Without any, all configured peers are synced.
     """
-    from p2psync import render, run
-    from p2psync.core.model import Prefer
+    from p2psync import ssh
 
-    options = run.Options(Prefer(prefer), dry_run, create, lock_wait, max_delete, approve)
     talkative = is_terminal(2) and not (quiet or as_json)
     try:
         root = find_root()
-        chosen = chosen_peers(root, peers, ssh_command, port, remote_command)
-        with render.Line() if talkative else render.Silent() as progress:
-            runs = run.sync(root, chosen, options, progress, _confirm if is_terminal(0) else _decline)
+        chosen = chosen_peers(root, peers, connection)
+        with closing(ssh.Early(() if create else chosen)) as early:
+            # These take about as long to import as ssh takes to reach a host near by.
+            from p2psync import render, run
+            from p2psync.core.model import Prefer
+
+            options = run.Options(Prefer(prefer), dry_run, create, lock_wait, max_delete, approve)
+            confirm = _confirm if is_terminal(0) else _decline
+            with render.Line() if talkative else render.Silent() as progress:
+                runs = run.sync(root, chosen, options, progress, confirm, early)
     except P2PSyncError as error:
         if as_json:
+            from p2psync import render
+
             click.echo(render.as_json([], error))
         raise
     if as_json:

@@ -10,6 +10,7 @@ import click
 from p2psync.cli.options import (
     JSON,
     LOCK_WAIT,
+    Connection,
     Number,
     chosen_peers,
     connection_options,
@@ -65,9 +66,7 @@ def watch(
     settle: float,
     poll: float | None,
     full_every: float,
-    ssh_command: str | None,
-    port: int | None,
-    remote_command: str | None,
+    connection: Connection,
     as_json: bool,
 ) -> None:
     """Sync whenever something changes, here or on a peer, until it is stopped.
@@ -86,7 +85,7 @@ def watch(
 
     gc.enable()  # it runs for weeks
     root = find_root()
-    chosen = chosen_peers(root, peers, ssh_command, port, remote_command)
+    chosen = chosen_peers(root, peers, connection)
 
     render = render_watch.as_json if as_json else render_watch.text
 

@@ -8,8 +8,10 @@ import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain, count
+from typing import TYPE_CHECKING
 
-from p2psync.core.model import Digest
+if TYPE_CHECKING:
+    from p2psync.core.model import Digest
 
 SIDECAR = b".p2psync"
 IGNORE_FILE = b".p2pignore"

@@ -33,9 +33,7 @@ class Disk:
 
 
 @contextlib.contextmanager
-def measured_disk(
-    workdir: Path, filesystem: str = "ext4", bytes_per_inode: int = 16384
-) -> Iterator[Disk]:
+def measured_disk(workdir: Path, filesystem: str = "ext4", bytes_per_inode: int = 16384) -> Iterator[Disk]:
     """A new file system in an image file, mounted below `workdir`; a plain folder without root."""
     with tempfile.TemporaryDirectory(prefix="p2psync-bench-", dir=workdir) as own:
         folder, image = Path(own, "disk"), Path(own, "disk.img")
