@@ -201,7 +201,7 @@ class LocalReplica:
         self._foreseen: dict[bytes, Row] = {}
         """Rows that are written, but not committed: their files are staged."""
         self._scanned: dict[bytes, Entry] = {}
-        """What the last scan found changed, as long as nothing else has changed it."""
+        """What the last scan found changed, until it is asked for once, or something else has changed it."""
         self._scan_seq = 0
         """The sequence number of that."""
         self._seq = 0
@@ -346,8 +346,9 @@ class LocalReplica:
             yield batch
 
     def _changes(self, since: int) -> Iterator[Change]:
-        if self._scanned and since == self._scan_seq - 1 and self.newest() == self._scan_seq:
-            return (Change(path, entry) for path, entry in self._scanned.items())  # just what was found
+        scanned, self._scanned = self._scanned, {}
+        if scanned and since == self._scan_seq - 1 and self.newest() == self._scan_seq:
+            return (Change(path, entry) for path, entry in scanned.items())  # just what was found
         return self._manifest.changes(since)
 
     def lookup(self, names: Sequence[Name]) -> Found:

@@ -70,7 +70,8 @@ def unison(pair: Pair) -> Started:
         options = ["-sshcmd", program, "-sshargs", " ".join(arguments)]
     command = ["unison", str(pair.near), far, "-batch", "-auto", "-times", "-perms", "-1", *options]
     environment = {"UNISON": str(pair.state), "UNISONLOCALHOSTNAME": "bench"}
-    return [_start([*command, "-repeat", "watch", "-log=false"], pair, environment)]
+    every = "watch" if shutil.which("unison-fsmonitor") else "1"  # seconds
+    return [_start([*command, "-repeat", every, "-log=false"], pair, environment)]
 
 
 def lsyncd(pair: Pair) -> Started:
