@@ -75,7 +75,7 @@ class Synced(NamedTuple):
 
     run: PeerRun
     retry_seconds: float
-    """Until it is tried again, if it failed."""
+    """Until it is tried again, if it failed; 0: when something changes."""
 
 
 class Warned(NamedTuple):
@@ -346,9 +346,9 @@ class Watch:
         retry = 0.0
         if error is None:
             link.failures = 0
-        else:  # it will do no better before something changes, or a person has looked at it
+        elif not isinstance(error, GuardTripped):  # that one does no better before something changes
             retry = self._put_off(link)
-            link.changed = not isinstance(error, GuardTripped)
+            link.changed = True
         self._tell(Synced(one.run, retry))
         try:
             assert link.replica

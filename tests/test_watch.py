@@ -257,6 +257,22 @@ def test_status_tells_of_it_and_of_peers_that_are_late(pair: tuple[Path, Path]) 
     assert subprocess.run([*check, "--max-age", "2h"], env=ENVIRONMENT).returncode == 0
 
 
+def test_what_deletes_too_much_waits_for_a_person(pair: tuple[Path, Path]) -> None:
+    here, there = pair
+    make_tree(here, {b"many/%d" % number: b"%d" % number for number in range(60)})
+    sync(here, there)
+    with watching(here, there) as watch:
+        watch.until("connected")
+        shutil.rmtree(there / "many")
+        until(lambda: any("would be deleted" in event.get("error", "") for event in watch.events()))
+        assert len(os.listdir(here / "many")) == 60
+        (there / "g").write_bytes(b"held up")
+        refused = [event for event in watch.events() if "error" in event]
+        assert {event["retry_seconds"] for event in refused} == {0}
+        run("-C", there, "sync", "-q", "--max-delete", "100%", here)
+        until(lambda: same(here, there) and (here / "g").read_bytes() == b"held up")
+
+
 def test_there_is_one_watch_of_a_replica(pair: tuple[Path, Path]) -> None:
     here, there = pair
     with watching(here, there):
