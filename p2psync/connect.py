@@ -99,7 +99,18 @@ def start_local(root: bytes, beside: bytes) -> RemoteReplica:
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     program = f"import sys; sys.path.insert(0, {package!r}); from p2psync.__main__ import main; main()"
     name = plain(os.fsdecode(root))
-    command: list[str | bytes] = [sys.executable, "-c", program, "serve", "--beside", beside, "--", root]
+    # -P: what lies in the working directory, which is a synced tree, is no module of ours.
+    command: list[str | bytes] = [
+        sys.executable,
+        "-P",
+        "-c",
+        program,
+        "serve",
+        "--beside",
+        beside,
+        "--",
+        root,
+    ]
     process = Process(command, lambda code: f"the process for {name} ended with code {code}")
     return RemoteReplica(Connection(process.source, process.target, name), process, compress=False)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Command = Sequence[str]
+PATIENCE_SECONDS = 60
+"""How long a hook may take: those after it are waiting."""
 
 
 class Hooks:
@@ -53,8 +55,12 @@ class Hooks:
             name, about = waiting
             text = json.dumps({"hook": name, "root": os.fsdecode(self._root), **about}).encode()
             try:
-                done = subprocess.run(self._commands[name], input=text, cwd=self._root, stdout=2)
+                done = subprocess.run(
+                    self._commands[name], input=text, cwd=self._root, stdout=2, timeout=PATIENCE_SECONDS
+                )
                 if done.returncode:
                     self._complain(f"the hook {name} ended with code {done.returncode}")
+            except subprocess.TimeoutExpired:
+                self._complain(f"the hook {name} was still running after {PATIENCE_SECONDS} s and was ended")
             except OSError as error:
                 self._complain(f"the hook {name} cannot be run: {error.strerror}")

@@ -167,10 +167,14 @@ class RemoteReplica:
 
         Raises:
             Locked: another run has it; it is as if `let_go` had not been called.
+            Unreachable: it does not answer: its disk hangs, say, or its machine sleeps.
             P2PSyncError: the far end cannot go on.
         """
         self._connection.send(CALL, Open())
         self._connection.flush()
+        if not self._connection.has_input(PATIENCE_SECONDS):
+            self._busy = True  # there is nothing to wait for in `close`
+            raise Unreachable(f"{self._connection.name} has not answered for {PATIENCE_SECONDS:.0f} s")
         changed = self.has_changed() if self._waiting else False
         self._identify(self._answer(Identity))
         return changed

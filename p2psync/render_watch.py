@@ -32,8 +32,7 @@ def _text(event: Event) -> list[str]:
         case Synced(run, seconds):
             name = printable(run.peer.name)
             if run.error:
-                again = f"in {_in_words(seconds)}" if seconds else "when something changes"
-                return [f"{name}: {printable(str(run.error))}; trying again {again}"]
+                return [f"{name}: {printable(str(run.error))}; trying again in {_in_words(seconds)}"]
             return [line for result in run.results for line in _lines(name, result)]
 
 

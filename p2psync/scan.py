@@ -173,7 +173,10 @@ class _Scanner:
                 visits.append(_Visit(path, None, deep=deep))
                 continue
             parent = split(path)[0]
-            device = os.fstat(self._root.directory(parent)).st_dev
+            try:
+                device = os.fstat(self._root.directory(parent)).st_dev
+            except OSError:  # it has just gone, or cannot be entered: whoever comes from above will see
+                return [_Visit(b"", None)]
             visits.append(_Visit(path, self._part.ignores[parent], device=device, deep=deep))
         return visits
 

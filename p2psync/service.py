@@ -105,7 +105,7 @@ def _file(root: bytes) -> str:
 
 def _watch_command(root: bytes) -> list[str]:
     program = shutil.which("p2psync")
-    start = [os.path.abspath(program)] if program else [sys.executable, "-m", "p2psync"]
+    start = [os.path.abspath(program)] if program else [sys.executable, "-P", "-m", "p2psync"]
     return [*start, "-C", os.fsdecode(os.path.realpath(root)), "watch"]
 
 
@@ -140,6 +140,6 @@ def _call(*command: str) -> int:
     import subprocess
 
     try:
-        return subprocess.run(command, stdout=None if "status" in command else 2).returncode
+        return subprocess.run(command, stdout=None if {"status", "print"} & set(command) else 2).returncode
     except OSError as error:
         raise ServiceError(f"cannot run {command[0]}: {error.strerror}") from error

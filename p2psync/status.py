@@ -32,7 +32,9 @@ class PeerStatus:
         """
         if self.synced_at is None:
             return True
-        if not self.behind and (not max_age or (self.watched is not None and self.watched.online)):
+        if self.watched is not None and self.watched.online:
+            return not self.watched.in_step or bool(self.behind and now - self.synced_at > max_age)
+        if not self.behind and not max_age:
             return False
         return now - self.synced_at > max_age
 

@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 from p2psync import run, watchfile
 from p2psync.config import Peer
+from p2psync.core.paths import printable
 from p2psync.core.replica import Scanned
 from p2psync.core.settle import QUIET_SECONDS, retry_after
 from p2psync.core.vector import ReplicaId
-from p2psync.errors import GuardTripped, Locked, P2PSyncError, PeerError, ReplicaError
+from p2psync.errors import Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
 from p2psync.local import LocalReplica
 from p2psync.manager import Manager
 from p2psync.remote import RemoteReplica
@@ -75,7 +76,7 @@ class Synced(NamedTuple):
 
     run: PeerRun
     retry_seconds: float
-    """Until it is tried again, if it failed; 0: when something changes."""
+    """Until it is tried again, if it failed or left something behind."""
 
 
 class Warned(NamedTuple):
@@ -112,6 +113,9 @@ class _Link:
     since: int = field(default_factory=lambda: int(time.time()))
     """Since when it is online, or offline; seconds since 1970."""
     why: str = "not connected yet"
+    in_step: bool = False
+    left: object = None
+    """What could not be synced the last time."""
 
 
 class Watch:
@@ -148,6 +152,8 @@ class Watch:
         self._newest = 0
         self._busy = 0
         """How often in a row another run had the lock."""
+        self._troubles = 0
+        """How often in a row the replica here could not be synced."""
         self._not_before = 0.0
         self._connected: queue.SimpleQueue[tuple[_Link, RemoteReplica | P2PSyncError]] = queue.SimpleQueue()
         self._awake, self._wake = os.pipe()
@@ -255,8 +261,8 @@ class Watch:
                 raise
         except P2PSyncError as error:
             found = error
-        except OSError as error:
-            found = ReplicaError(str(error))
+        except Exception as error:  # else nobody would ever try again, nor say why
+            found = ReplicaError(f"{type(error).__name__}: {error}")
         self._connected.put((link, found))
         os.write(self._wake, b"!")
 
@@ -264,7 +270,7 @@ class Watch:
         """A peer cannot be reached, or cannot go on: try again later."""
         if link.replica:
             link.replica.close()
-            link.replica, link.since = None, int(time.time())
+            link.replica, link.since, link.in_step = None, int(time.time()), False
         link.why = str(error)
         self._tell(Lost(link.peer.name, link.why, self._put_off(link)))
 
@@ -281,11 +287,26 @@ class Watch:
         if not self._is_any_due():
             return
         try:
-            home = LocalReplica(self._root, watcher=self._watcher)
+            free = self._sync_home()
         except Locked:
-            self._make_room()
+            free = False
+        except NotAReplica:
+            raise  # it was moved away: whoever comes to be there is somebody else's
+        except (P2PSyncError, OSError) as error:
+            self._troubles += 1
+            seconds = retry_after(self._troubles, random.random())
+            self._not_before = time.monotonic() + seconds
+            self._tell(Warned(f"{error}; trying again in {seconds:.0f} s"))
             return
-        with contextlib.closing(home):
+        self._troubles = 0
+        if free:
+            self._busy = 0
+        else:
+            self._make_room()
+
+    def _sync_home(self) -> bool:
+        """Scan, and sync with whoever lacks something; return whether no peer was locked by another run."""
+        with contextlib.closing(LocalReplica(self._root, watcher=self._watcher)) as home:
             scanned = home.scan(True)
             self._newest = home.newest()
             for _ in self._links:  # what one brings may be new to those before it
@@ -293,9 +314,8 @@ class Watch:
                 if not due_links:
                     break
                 if not self._sync(home, scanned, due_links):
-                    self._make_room()
-                    return
-        self._busy = 0
+                    return False
+        return True
 
     def _is_any_due(self) -> bool:
         now = time.monotonic()
@@ -342,14 +362,18 @@ class Watch:
         if isinstance(error, PeerError):
             self._lose(link, error)
             return
-        link.seen, link.changed = one.seen, False
+        link.seen = one.seen
+        link.in_step = error is None and all(result.in_step for result in one.run.results[-1:])
+        link.changed = not link.in_step  # what was left behind, or refused, is tried again
         retry = 0.0
-        if error is None:
-            link.failures = 0
-        elif not isinstance(error, GuardTripped):  # that one does no better before something changes
+        if link.in_step:
+            link.failures, link.left = 0, None
+        else:
             retry = self._put_off(link)
-            link.changed = True
-        self._tell(Synced(one.run, retry))
+        left = _what_is_left(one.run)
+        if link.in_step or left != link.left:  # else it was told before
+            self._tell(Synced(one.run, retry))
+        link.left = left
         try:
             assert link.replica
             link.replica.let_go()
@@ -366,7 +390,13 @@ class Watch:
     def _show(self) -> None:
         """Let `p2psync status` see how it stands."""
         peers = [
-            watchfile.PeerState(link.peer.name, link.replica is not None, link.since, link.why)
+            watchfile.PeerState(
+                printable(link.peer.name),
+                link.replica is not None,
+                link.in_step,
+                link.since,
+                printable(link.why),
+            )
             for link in self._links
         ]
         state = watchfile.State(os.getpid(), self._started, peers)
@@ -375,3 +405,9 @@ class Watch:
             self._manager.status(f"{len(peers) - offline} of {len(peers)} peers connected")
             watchfile.write(self._root, state)
             self._state = state
+
+
+def _what_is_left(one: PeerRun) -> object:
+    """Return what a sync could not do, to be compared with the next one's."""
+    problems = [(p.path, p.why) for r in one.results for side in (r.local, r.peer) for p in side.problems]
+    return str(one.error or ""), problems

@@ -59,6 +59,8 @@ class Watcher:
         self.warning = ""
         """What the user has to be told; empty: nothing."""
         self._events = None if poll else _events(self)
+        if self._events is None and not poll:
+            self._full_every = min(full_every, UNWATCHED_SECONDS)
 
     def close(self) -> None:
         """Stop watching."""
@@ -98,6 +100,7 @@ class Watcher:
         if now >= self._full_at or exclude != self._exclude:
             self._full_at = now + self._full_every
             self._exclude = exclude
+            self._unwatched.clear()  # there may be watches again
             if self._events:
                 self._events.forget_paths()
             return Part(None, self._taken.busy, watch=self._watch)
@@ -167,6 +170,12 @@ def _why_unwatched(error: OSError) -> str:
         return (
             "the system has no more watches to give: some folders are looked at every"
             f" {UNWATCHED_SECONDS:.0f} s instead. `sudo sysctl fs.inotify.max_user_watches=1048576` raises"
+            " the limit; a line in /etc/sysctl.d keeps it"
+        )
+    if error.errno == errno.EMFILE:
+        return (
+            "the system lets this user watch no more trees: everything is looked at every"
+            f" {UNWATCHED_SECONDS:.0f} s instead. `sudo sysctl fs.inotify.max_user_instances=1024` raises"
             " the limit; a line in /etc/sysctl.d keeps it"
         )
     why = error.strerror or str(error)
@@ -302,7 +311,8 @@ class _Recursive:
             if path == b"." or SIDECAR in path.split(b"/"):
                 continue
             folder, name = split(path)
-            self._watcher.happened(folder, name, True, event.is_directory)
+            arrived = event.is_directory and event.event_type in ("created", "moved")
+            self._watcher.happened(folder, name, True, arrived)
 
 
 def _path_of(directory: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import msgspec
 from p2psync.core.paths import SIDECAR
 from p2psync.errors import Locked
 
+_LOOK_SECONDS = 0.5
+"""Whoever looks whether a watch is running has the lock for a moment."""
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -21,6 +24,7 @@ class PeerState(NamedTuple):
 
     name: str
     online: bool
+    in_step: bool
     since: int
     """Seconds since 1970."""
     why: str = ""
@@ -46,15 +50,23 @@ def only_one(root: bytes) -> Iterator[None]:
     """
     fd = os.open(_file(root, b"watch.lock"), _FLAGS, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(f"another watch is running on {os.fsdecode(root)}") from None
+        _lock(fd, root)
         yield
     finally:
         with contextlib.suppress(OSError):
             os.unlink(_file(root, b"watch.json"))
         os.close(fd)
+
+
+def _lock(fd: int, root: bytes) -> None:
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Locked(f"another watch is running on {os.fsdecode(root)}") from None
+        time.sleep(0.02)
 
 
 def write(root: bytes, state: State) -> None:

@@ -97,6 +97,10 @@ def _jobs(files: Files) -> _Jobs:
     return list(zip(starts, [*starts[1:], len(files)], strict=True)) if files else []
 
 
+_killed: list[int] = []
+"""Processes that were ended, and not waited for yet."""
+
+
 class _Helper:
     """The other process, and the pipes to it."""
 
@@ -111,6 +115,9 @@ class _Helper:
     @classmethod
     def start(cls, jobs: _Jobs, make_worker: Callable[[], Worker]) -> _Helper | None:
         """Start to work on jobs; None if there can be no more processes or descriptors."""
+        while _killed:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(_killed.pop(), 0)
         with contextlib.ExitStack() as opened:
             try:
                 queue, filled = os.pipe()
@@ -135,11 +142,14 @@ class _Helper:
         self._pid = -1
 
     def end(self) -> None:
-        """End the process, whatever it does; wait for nothing: who is interrupted here has no time."""
+        """End the process, whatever it does; it is waited for when the next one starts: who is interrupted
+        here has no time.
+        """
         os.close(self._queue)
         os.close(self._results)
         if self._pid > 0:
             os.kill(self._pid, signal.SIGKILL)
+            _killed.append(self._pid)
 
     def numbers(self) -> Iterator[int]:
         """Yield the jobs that are for this process."""

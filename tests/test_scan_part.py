@@ -160,6 +160,20 @@ def test_a_folder_that_a_sync_has_made_is_looked_at(root: Path) -> None:
         assert b"new" in found.ignores
 
 
+def test_a_folder_that_goes_while_a_scan_begins_is_found_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"d/sub/deep/f": b"1"})
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        shutil.rmtree(root / "d")
+        monkeypatch.setattr("p2psync.scan._Scanner._is_known", lambda self, path: True)
+        found = scan_part(replica, {b"d/sub/deep": False}, replica._ignores)
+        assert found.problems == []
+        assert not entries(replica)[b"d/sub/deep/f"].alive
+        assert entries(replica)[b"e/g"].alive
+
+
 def test_a_busy_file_stays_what_it_was_and_is_looked_at_later(root: Path) -> None:
     with opened(root) as replica:
         replica.scan(keep=True)

@@ -5,12 +5,14 @@ What is changed anywhere is soon everywhere, and nothing else happens.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from p2psync import watchfile
 from p2psync.manifest import Manifest
 from tests.sshd import Sshd
 from tests.support import contents_of, make_tree, new_replica, snapshot, sync
@@ -267,10 +270,103 @@ def test_what_deletes_too_much_waits_for_a_person(pair: tuple[Path, Path]) -> No
         until(lambda: any("would be deleted" in event.get("error", "") for event in watch.events()))
         assert len(os.listdir(here / "many")) == 60
         (there / "g").write_bytes(b"held up")
-        refused = [event for event in watch.events() if "error" in event]
-        assert {event["retry_seconds"] for event in refused} == {0}
         run("-C", there, "sync", "-q", "--max-delete", "100%", here)
         until(lambda: same(here, there) and (here / "g").read_bytes() == b"held up")
+
+
+def test_what_was_left_behind_is_tried_again(tmp_path: Path) -> None:
+    here = new_replica(tmp_path / "here", {b"d/f": b"1"})
+    there = new_replica(tmp_path / "there")
+    sync(here, there)
+    make_tree(there, {b"d/x.o": b"ignored"})
+    (there / ".p2psync" / "ignore").write_bytes(b"*.o\n")
+    run("-C", here, "peer", "add", "b", there)
+    check = [*P2PSYNC, "-C", str(here), "status", "--check", "--max-age", "1h"]
+    with watching(here) as watch:
+        watch.until("connected")
+        shutil.rmtree(here / "d")
+        (here / "d").write_bytes(b"a file now")
+        until(lambda: any(event.get("problems") for event in watch.events()), watch.log.read_text)
+        until(lambda: subprocess.run(check, env=ENVIRONMENT, stdout=subprocess.DEVNULL).returncode == 1)
+        (there / "d" / "x.o").unlink()
+        until(lambda: same(here, there), watch.log.read_text)
+        until(lambda: subprocess.run(check, env=ENVIRONMENT, stdout=subprocess.DEVNULL).returncode == 0)
+
+
+def test_trouble_here_is_told_and_does_not_end_it(pair: tuple[Path, Path]) -> None:
+    here, there = pair
+    lock = here / ".p2psync" / "lock"
+    with watching(here, there) as watch:
+        watch.until("connected")
+        until(lambda: same(here, there))
+        lock.rename(lock.with_name("lock.away"))
+        lock.mkdir()
+        (here / "g").write_bytes(b"edit")
+        until(lambda: any("trying again in" in event.get("text", "") for event in watch.events()))
+        lock.rmdir()
+        lock.with_name("lock.away").rename(lock)
+        until(lambda: (there / "g").read_bytes() == b"edit", watch.log.read_text)
+
+
+def test_a_peer_that_hangs_keeps_nobody_waiting_for_long(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    here, there = pair
+    third = new_replica(tmp_path / "third")
+    sync(here, third)
+    with watching(here, there, third) as watch:
+        for peer in (there, third):
+            watch.until("connected", peer=str(peer))
+        far = subprocess.run(["pgrep", "-f", f"beside {here} -- {there}"], capture_output=True, check=True)
+        os.kill(int(far.stdout.split()[0]), signal.SIGSTOP)
+        (here / "g").write_bytes(b"edit")
+        until(lambda: (third / "g").read_bytes() == b"edit", watch.log.read_text)
+        until(lambda: (there / "g").read_bytes() == b"edit", watch.log.read_text)
+
+
+def test_modules_in_the_tree_are_not_ours(pair: tuple[Path, Path]) -> None:
+    here, there = pair
+    trap = b"open(%r, 'w').close()\n" % str(here.parent / "sprung")
+    make_tree(here, {b"xxhash.py": trap, b"queue.py": trap, b"click/__init__.py": trap})
+    sync(here, there)
+    with watching(here, there) as watch:
+        watch.until("connected")
+        (here / "g").write_bytes(b"edit")
+        until(lambda: (there / "g").read_bytes() == b"edit")
+    assert not (here.parent / "sprung").exists()
+
+
+def test_a_folder_that_vanishes_while_it_is_written_to_is_just_gone(pair: tuple[Path, Path]) -> None:
+    here, there = pair
+    with watching(here, there) as watch:
+        watch.until("connected")
+        for number in range(5):
+            make_tree(here, {b"t/%d/%d/f" % (number, folder): b"" for folder in range(100)})
+            shutil.rmtree(here / "t")
+        (here / "g").write_bytes(b"edit")
+        until(lambda: (there / "g").read_bytes() == b"edit" and same(here, there), watch.log.read_text)
+
+
+def test_a_peer_may_have_any_name(pair: tuple[Path, Path]) -> None:
+    here, there = pair
+    odd = os.path.join(os.fsencode(there.parent), b"odd\xff")
+    os.rename(there, odd)
+    with watching(here, os.fsdecode(odd)) as watch:
+        watch.until("connected")
+        (here / "g").write_bytes(b"edit")
+        until(lambda: (Path(os.fsdecode(odd)) / "g").read_bytes() == b"edit", watch.log.read_text)
+
+
+def test_who_looks_whether_a_watch_is_running_keeps_none_from_it(pair: tuple[Path, Path]) -> None:
+    here, _ = pair
+    root = os.fsencode(here)
+    with watchfile.only_one(root):
+        pass
+    fd = os.open(here / ".p2psync" / "watch.lock", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    looker = threading.Timer(0.1, os.close, [fd])
+    looker.start()
+    with watchfile.only_one(root):
+        assert watchfile.read(root) is None
+    looker.join()
 
 
 def test_there_is_one_watch_of_a_replica(pair: tuple[Path, Path]) -> None:

@@ -27,7 +27,7 @@ class Settled(NamedTuple):
     folders: dict[bytes, bool]
     """Directories in which something happened, and whether all below them is to be looked at."""
     busy: set[bytes]
-    """Paths in them that are still being written to."""
+    """Paths, there or elsewhere, that are still being written to."""
 
 
 @dataclass
@@ -65,13 +65,12 @@ class Settling:
         """Return, and forget, what can be looked at by now."""
         settled = Settled({}, set())
         for path, folder in list(self._folders.items()):
-            if self._due(folder) > now:
-                continue
-            del self._folders[path]
-            settled.folders[path] = folder.deep
-            for name, last in folder.writing.items():
-                if now < last + self._quiet:
-                    settled.busy.add(name)
+            busy = {name: last for name, last in folder.writing.items() if now < last + self._quiet}
+            settled.busy.update(busy)
+            if self._due(folder) <= now:
+                del self._folders[path]
+                settled.folders[path] = folder.deep
+                for name, last in busy.items():
                     self.written(path, name, last)
         return settled
 

@@ -61,11 +61,18 @@ def test_a_file_that_grows_and_grows_is_left_but_its_folder_is_not() -> None:
     assert settling.take(now + QUIET) == Settled({b"d": False}, set())
 
 
+def test_what_is_written_to_is_busy_though_its_folder_is_not_due() -> None:
+    settling = Settling(QUIET)
+    settling.written(b"d", b"d/f", 100.0)
+    assert settling.take(100.01) == Settled({}, {b"d/f"})
+    assert settling.take(100.0 + QUIET) == Settled({b"d": False}, set())
+
+
 def test_folders_do_not_wait_for_one_another() -> None:
     settling = Settling(QUIET)
     settling.written(b"slow", b"slow/f", 100.0)
     settling.finished(b"quick", b"quick/f", 100.0)
-    assert settling.take(100.01) == Settled({b"quick": False}, set())
+    assert settling.take(100.01) == Settled({b"quick": False}, {b"slow/f"})
     assert settling.due() == 100.0 + QUIET
 
 
