@@ -159,8 +159,12 @@ class Manifest:
             Damaged: it is no manifest any more.
             ReplicaError: it is not there, cannot be used, or is of a newer p2psync.
         """
-        if not os.path.exists(file):
-            raise Damaged(f"the manifest {os.fsdecode(file)} is lost; the next sync makes it anew")
+        try:
+            os.stat(file)
+        except FileNotFoundError:
+            raise Damaged(f"the manifest {os.fsdecode(file)} is lost; the next sync makes it anew") from None
+        except OSError as error:  # it may well be there, and sound
+            raise ReplicaError(f"cannot open {os.fsdecode(file)}: {error.strerror}") from error
         if os.path.exists(file + DAMAGED):
             raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
         died = os.path.exists(file + b"-wal")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from p2psync.core.model import Entry, Extent, Record, Row, Stat
 from p2psync.core.paths import MAX_PATH
 from p2psync.core.replica import Change, Identity, Mark
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp
-from p2psync.errors import ReplicaError
+from p2psync.errors import Damaged, ReplicaError
 from p2psync.manifest import BASES, REMEMBERED, SCHEMA_VERSION, Manifest
 from tests.support import digest, directory, do_not_wait_for_disk, file, symlink, tombstone, version
 
@@ -48,6 +50,25 @@ def record(manifest: Manifest, path: bytes, entry: Entry, replaces: Entry | None
 
 
 # -- opening
+
+
+def test_a_manifest_that_cannot_be_looked_at_is_not_taken_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = os.fsencode(tmp_path / "manifest.db")
+    Manifest.create(file, "name").close()
+    stat = os.stat
+
+    def failing(path: bytes, **options: Any) -> os.stat_result:  # noqa: ANN401
+        if path == file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", failing)
+        with pytest.raises(ReplicaError, match="cannot open") as error:
+            Manifest.open(file)
+    assert not isinstance(error.value, Damaged)
 
 
 def test_each_manifest_is_another_replica_with_another_epoch(tmp_path: Path) -> None:
