@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from p2psync.core.pace import parse_compress, parse_rate
 from p2psync.core.retention import Limits
 from p2psync.errors import Exit, P2PSyncError, ReplicaError
 
@@ -34,10 +35,22 @@ class Peer:
     remote_command: str | None = None
     reuse: bool = True
     """Keep the connection for the next sync."""
+    compress: str = "auto"
+    """What is sent over ssh: the name of a `Compress`, in small letters."""
+    bwlimit: str = "0"
+    """How much of it, as `parse_rate` has it."""
 
 
 HOOKS = ("on_change", "on_conflict", "on_error")
-_KEYS = {"address": str, "ssh-command": str, "port": int, "remote-command": str, "reuse": bool}
+_KEYS = {
+    "address": str,
+    "ssh-command": str,
+    "port": int,
+    "remote-command": str,
+    "reuse": bool,
+    "compress": str,
+    "bwlimit": str,
+}
 
 
 def peers(root: bytes) -> list[Peer]:
@@ -121,7 +134,13 @@ def _peer(name: str, table: object, file: str) -> Peer:
             raise ReplicaError(f"{file}: [peer.{name}]: unknown key {key!r}; known are {', '.join(_KEYS)}")
         if not isinstance(value, _KEYS[key]):
             raise ReplicaError(f"{file}: [peer.{name}]: {key} should be of type {_KEYS[key].__name__}")
-    return Peer(name, **{key.replace("-", "_"): value for key, value in table.items()})
+    peer = Peer(name, **{key.replace("-", "_"): value for key, value in table.items()})
+    try:
+        parse_compress(peer.compress)
+        parse_rate(peer.bwlimit)
+    except ValueError as error:
+        raise ReplicaError(f"{file}: [peer.{name}]: {error}") from error
+    return peer
 
 
 def add_peer(root: bytes, peer: Peer) -> None:

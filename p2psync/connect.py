@@ -13,6 +13,7 @@ from typing import NoReturn
 from p2psync import errors
 from p2psync.calls import BATCH_BYTES
 from p2psync.config import Peer
+from p2psync.core.pace import parse_compress, parse_rate
 from p2psync.peer import Address
 from p2psync.process import Process
 from p2psync.remote import RemoteReplica
@@ -60,7 +61,7 @@ def connect_local(root: bytes, opener: Opener, create: bool) -> RemoteReplica:
     os.close(to_child[0])
     os.close(to_parent[1])
     connection = Connection(to_parent[0], to_child[1], plain(os.fsdecode(root)))
-    return RemoteReplica(connection, _Fork(pid), compress=False)
+    return RemoteReplica(connection, _Fork(pid))
 
 
 def _widen(pipe: int) -> None:
@@ -112,7 +113,7 @@ def start_local(root: bytes, beside: bytes) -> RemoteReplica:
         root,
     ]
     process = Process(command, lambda code: f"the process for {name} ended with code {code}")
-    return RemoteReplica(Connection(process.source, process.target, name), process, compress=False)
+    return RemoteReplica(Connection(process.source, process.target, name), process)
 
 
 def connect_ssh(address: Address, peer: Peer, create: bool, dialled: Dialled | None = None) -> RemoteReplica:
@@ -132,8 +133,9 @@ def connect_ssh(address: Address, peer: Peer, create: bool, dialled: Dialled | N
     if dialled.is_stuck():
         dialled.forget()
         dialled = dial(address, peer, create)
+    compress, limit = parse_compress(peer.compress), parse_rate(peer.bwlimit)
     connection = Connection(dialled.process.source, dialled.process.target, dialled.host)
     try:
-        return RemoteReplica(connection, dialled.process, compress=True)
+        return RemoteReplica(connection, dialled.process, compress, limit)
     finally:
         dialled.unlock()

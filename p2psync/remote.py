@@ -52,6 +52,7 @@ from p2psync.calls import (
 )
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Transition, needs_content
+from p2psync.core.pace import Compress
 from p2psync.core.replica import (
     Applied,
     Change,
@@ -89,8 +90,10 @@ class Process(Protocol):
 class RemoteReplica:
     """A replica served elsewhere."""
 
-    def __init__(self, connection: Connection, process: Process, compress: bool) -> None:
-        """Greet the far end; it opens the replica.
+    def __init__(
+        self, connection: Connection, process: Process, compress: Compress = Compress.OFF, limit: int = 0
+    ) -> None:
+        """Greet the far end, which opens the replica; see `Connection.open`.
 
         Raises:
             Unreachable: nothing answered.
@@ -105,7 +108,7 @@ class RemoteReplica:
         self._prepared: set[bytes] = set()
         self._lacking: set[Content] = set()
         try:
-            connection.open(compress)
+            connection.open(compress, limit)
             self._identify(self._answer(Identity))
             self._busy = False
         except Unreachable as error:

@@ -1,4 +1,4 @@
-"""Frames between two p2psyncs: length-prefixed msgpack over two descriptors, compressed where it pays.
+"""Frames between two p2psyncs: length-prefixed msgpack over a stream of bytes.
 
 Owns the encoding, its limits, and the rules that everything from the other side has to pass: it is
 hostile until it has. Does not know what the messages are for.
@@ -7,10 +7,8 @@ hostile until it has. Does not know what the messages are for.
 from __future__ import annotations
 
 import functools
-import os
 import select
 import struct
-import sys
 import time
 from typing import Any, TypeVar
 
@@ -19,28 +17,24 @@ from xxhash import xxh3_128_digest
 
 from p2psync.core import paths
 from p2psync.core.model import Entry, Kind
+from p2psync.core.pace import Compress
 from p2psync.core.vector import MAX_AHEAD_SECONDS, Version
-from p2psync.errors import PeerError, ProtocolError, Unreachable
+from p2psync.errors import PeerError, ProtocolError
+from p2psync.stream import Stream
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-PROTOCOL = 2
+PROTOCOL = 3
 """Both sides must speak the same one."""
 MAX_FRAME = 16 * 1024 * 1024
 
 _MAGIC = b"p2psync\0"
 _OPENING = struct.Struct(">8sHB")
+_LIMITED = 0x80
+"""An option of the opening: a limit follows."""
+_LIMIT = struct.Struct(">Q")
 _LENGTH = struct.Struct(">I")
 _FLUSH_BYTES = 256 * 1024
-_READ_BYTES = 256 * 1024
-_LEVEL = 3
-"""Measured on text and programs: 145 MiB/s, 4 to 5 times smaller. Level 1 is twice as fast and a tenth to a
-third larger, which pays only on lines faster than about 50 MiB/s."""
-_WINDOW_LOG = 23
-"""8 MiB of memory for what the other side compressed; level 3 asks for 2 MiB, zstd would grant 128."""
+_LARGE_BYTES = 64 * 1024
+"""A message as large is sent as it is, and copied nowhere."""
 _TEXT = 1000
 """Characters of a message that are shown at most."""
 _INT = 1 << 63
@@ -55,30 +49,33 @@ class Connection:
 
     def __init__(self, source: int, target: int, name: str) -> None:
         """Take over the descriptors to read from and to write to; `name` is the other side, for people."""
-        self._source = source
-        self._target = target
+        self._stream = Stream(source, target, name)
         self.name = name
-        self.sent = 0
-        self.received = 0
         self._out = bytearray()
-        self._in = bytearray()
-        self._compressor: zstd.ZstdCompressor | None = None
-        self._decompressor: zstd.ZstdDecompressor | None = None
+
+    @property
+    def sent(self) -> int:
+        """Bytes that went out."""
+        return self._stream.sent
+
+    @property
+    def received(self) -> int:
+        """Bytes that came in."""
+        return self._stream.received
 
     def close(self) -> None:
         """Close both descriptors."""
-        for fd in {self._source, self._target}:
-            os.close(fd)
+        self._stream.close()
 
     def wait_for_hang_up(self) -> None:
         """Return once the other side has closed its end; what it sent before stays to be read."""
         poll = select.poll()
-        poll.register(self._source, 0)
+        poll.register(self._stream.source, 0)
         poll.poll()
 
     def fileno(self) -> int:
         """Return what is read from: it is readable when something came, or when the other side has gone."""
-        return self._source
+        return self._stream.source
 
     def has_input(self, patience: float) -> bool:
         """Is there something to be received within so many seconds, be it the end?"""
@@ -93,58 +90,60 @@ class Connection:
             other: a descriptor to wait for as well.
             until: when to return at the latest, by `time.monotonic`.
         """
-        if self._in:
+        if self._stream.has_input():
             return True
         poll = select.poll()
-        poll.register(self._source, select.POLLIN)
+        poll.register(self._stream.source, select.POLLIN)
         poll.register(other, select.POLLIN)
         timeout = max(0.0, until - time.monotonic()) * 1000
-        return any(fd == self._source for fd, _ in poll.poll(timeout))
+        return any(fd == self._stream.source for fd, _ in poll.poll(timeout))
 
     # -- opening
 
-    def open(self, compress: bool) -> None:
-        """Begin as the side that calls; decides on compression.
+    def open(self, compress: Compress = Compress.OFF, limit: int = 0) -> None:
+        """Begin as the side that calls, which decides for both.
+
+        Args:
+            compress: what is sent.
+            limit: bytes a second that either side may send; 0: as many as it can.
 
         Raises:
             ProtocolError: the other side is no p2psync, or of another version.
             Unreachable: it has gone.
         """
-        self._write(_OPENING.pack(_MAGIC, PROTOCOL, compress))
+        options = compress | (_LIMITED if limit else 0)
+        self._stream.send([_OPENING.pack(_MAGIC, PROTOCOL, options), _LIMIT.pack(limit) if limit else b""])
         self._check_opening()
-        self._start_compression(compress)
+        self._stream.pack(compress, limit)
 
     def answer(self) -> None:
         """Begin as the side that is called; raises as `open`."""
-        self._write(_OPENING.pack(_MAGIC, PROTOCOL, 0))
-        self._start_compression(self._check_opening())
+        self._stream.send([_OPENING.pack(_MAGIC, PROTOCOL, 0)])
+        options = self._check_opening()
+        limit = _LIMIT.unpack(self._stream.read(_LIMIT.size))[0] if options & _LIMITED else 0
+        try:
+            self._stream.pack(Compress(options & ~_LIMITED), limit)
+        except ValueError as error:
+            raise ProtocolError(f"{self.name} wants a compression that is not known here") from error
 
-    def _check_opening(self) -> bool:
-        self._fill(1)
-        while len(self._in) < _OPENING.size and _MAGIC.startswith(self._in[: len(_MAGIC)]):
-            self._fill(len(self._in) + 1)
-        if not self._in.startswith(_MAGIC):
-            line = bytes(self._in[:200]).strip().split(b"\n")[0].decode("utf-8", "replace")
+    def _check_opening(self) -> int:
+        """Return the options of the other side's opening."""
+        begun = self._stream.peek(1)
+        while len(begun) < _OPENING.size and _MAGIC.startswith(begun[: len(_MAGIC)]):
+            begun = self._stream.peek(len(begun) + 1)
+        if not begun.startswith(_MAGIC):
+            line = bytes(begun[:200]).strip().split(b"\n")[0].decode("utf-8", "replace")
             raise ProtocolError(
                 f"{self.name} answered with something else: {line!r}. If a start-up file of the shell there"
                 " prints this, let it do so only in interactive shells"
             )
-        _, protocol, compress = _OPENING.unpack(self._take(_OPENING.size))
+        _, protocol, options = _OPENING.unpack(self._stream.read(_OPENING.size))
         if protocol != PROTOCOL:
             older = "here" if protocol > PROTOCOL else f"on {self.name}"
             raise ProtocolError(
                 f"{self.name} speaks protocol {protocol}, this p2psync {PROTOCOL}: upgrade the one {older}"
             )
-        return bool(compress)
-
-    def _start_compression(self, compress: bool) -> None:
-        if compress:
-            self._compressor = zstd.ZstdCompressor(_LEVEL)
-            limits: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
-            self._decompressor = zstd.ZstdDecompressor(options=limits)
-            early, self._in = bytes(self._in), bytearray()
-            if early:
-                self._unpack(early)
+        return int(options)
 
     # -- frames
 
@@ -159,22 +158,26 @@ class Connection:
         if len(body) >= MAX_FRAME:
             raise PeerError(f"{len(body) >> 20} MiB for {self.name} are too much for one message")
         self._out += _LENGTH.pack(len(body) + 1) + kind
-        self._out += body
-        if len(self._out) >= _FLUSH_BYTES:
-            self.flush()
+        if len(body) >= _LARGE_BYTES:
+            self._send_out(body)
+        else:
+            self._out += body
+            if len(self._out) >= _FLUSH_BYTES:
+                self._send_out()
 
     def flush(self) -> None:
-        """Send what is queued.
+        """Send what is queued, and wait until it is gone.
 
         Raises:
             Unreachable: the other side has gone.
         """
-        if self._out:
-            data: bytes | bytearray = self._out
-            if self._compressor:
-                data = self._compressor.compress(data, zstd.ZstdCompressor.FLUSH_BLOCK)
-            self._out = bytearray()
-            self._write(data)
+        self._send_out()
+        self._stream.drain()
+
+    def _send_out(self, body: bytes = b"") -> None:
+        out, self._out = self._out, bytearray()
+        if out or body:
+            self._stream.send([out, body])
 
     def receive(self) -> tuple[bytes, memoryview]:
         """Return the next frame: its kind and its undecoded message.
@@ -183,10 +186,10 @@ class Connection:
             ProtocolError: it is too long.
             Unreachable: the other side has gone.
         """
-        (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
+        (length,) = _LENGTH.unpack(self._stream.read(_LENGTH.size))
         if not 0 < length <= MAX_FRAME:
             raise ProtocolError(f"{self.name} sent a frame of {length} bytes")
-        frame = memoryview(self._take(length))
+        frame = self._stream.read(length)
         return bytes(frame[:1]), frame[1:]
 
     def decode(self, message: memoryview, kind: type[_T]) -> _T:
@@ -199,49 +202,6 @@ class Connection:
             return _decoder(kind).decode(message)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ProtocolError(f"{self.name} sent what makes no sense: {plain(str(error))}") from error
-
-    # -- bytes
-
-    def _write(self, data: bytes | bytearray) -> None:
-        view = memoryview(data)
-        self.sent += len(view)
-        try:
-            while view:
-                view = view[os.write(self._target, view) :]
-        except OSError as error:
-            raise Unreachable(f"the connection to {self.name} broke: {error.strerror}") from error
-
-    def _take(self, length: int) -> bytes:
-        self._fill(length)
-        taken = bytes(self._in[:length])
-        del self._in[:length]
-        return taken
-
-    def _fill(self, length: int) -> None:
-        """Read until at least `length` bytes are there to be taken."""
-        while len(self._in) < length:
-            if self._decompressor is None:
-                self._in += self._read()
-            else:
-                self._unpack(self._read() if self._decompressor.needs_input else b"")
-
-    def _unpack(self, data: bytes) -> None:
-        """Decompress, a bounded step at a time: a small frame must not become a large one in memory."""
-        assert self._decompressor is not None
-        try:
-            self._in += self._decompressor.decompress(data, _READ_BYTES)
-        except (zstd.ZstdError, EOFError) as error:
-            raise ProtocolError(f"{self.name} sent what cannot be decompressed: {error}") from error
-
-    def _read(self) -> bytes:
-        try:
-            data = os.read(self._source, _READ_BYTES)
-        except OSError as error:
-            raise Unreachable(f"the connection to {self.name} broke: {error.strerror}") from error
-        if not data:
-            raise Unreachable(f"the connection to {self.name} broke")
-        self.received += len(data)
-        return data
 
 
 # -- what comes from the other side

@@ -777,7 +777,7 @@ def serve_frames(root: Path, frames: Sequence[Frame]) -> tuple[Exit, list[str]]:
     """Serve a replica to one who sends `frames` and hangs up; return what it ends with, and the errors."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
         near = Connection(os.open(os.devnull, os.O_RDONLY), os.dup(source.fileno()), "far")
-        near._write(b"p2psync\0\0" + bytes([PROTOCOL, 0]))
+        near._stream.send([b"p2psync\0\0" + bytes([PROTOCOL, 0])])
         for tag, message in frames:
             near.send(tag, message)
         near.flush()

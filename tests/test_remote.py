@@ -521,7 +521,7 @@ def session(*calls: object) -> bytes:
     """What a near end sends: its opening, its calls, and for a call that takes more, that."""
     with tempfile.TemporaryFile() as file:
         connection = Connection(os.open(os.devnull, os.O_RDONLY), os.dup(file.fileno()), "far")
-        connection._write(b"p2psync\0\0" + bytes([PROTOCOL, 0]))
+        connection._stream.send([b"p2psync\0\0" + bytes([PROTOCOL, 0])])
         for call in calls:
             frames = call if isinstance(call, Frames) else [(CALL, call)]
             for tag, message in frames:
@@ -544,7 +544,7 @@ def answers_to(data: bytes, replica: Fake | None = None) -> list[tuple[bytes, by
             connection.close()
         answered.seek(0)
         connection = Connection(os.dup(answered.fileno()), os.open(os.devnull, os.O_WRONLY), "far")
-        connection.open(compress=False)
+        connection.open()
         frames = []
         try:
             while True:

@@ -22,6 +22,7 @@ from xxhash import xxh3_128_digest
 
 from p2psync.calls import CALL, END, ERROR, VALUE, Apply, Prepare, Scan, Stage
 from p2psync.core.model import Digest, Entry, Kind, Transition
+from p2psync.core.pace import Compress
 from p2psync.core.paths import MAX_PATH, is_reserved
 from p2psync.core.replica import Change, Found, Identity, Mark, More, Piece
 from p2psync.core.vector import NOTHING, ReplicaId, Version
@@ -60,7 +61,7 @@ def recorded(messages: list[Any], opening: bytes = PLAIN) -> bytes:
         source.write(opening)
         source.seek(0)
         connection = Connection(os.dup(source.fileno()), os.dup(target.fileno()), "far")
-        connection.open(compress=opening == COMPRESSED)
+        connection.open(Compress(opening == COMPRESSED))
         for message in messages:
             connection.send(b"V", message)
         connection.flush()
@@ -145,7 +146,7 @@ def test_what_arrives_is_of_the_right_types() -> None:
 
 def test_small_frames_wait_for_a_flush_and_large_ones_do_not() -> None:
     with receiving(PLAIN) as connection:
-        connection.open(compress=False)
+        connection.open()
         opened = connection.sent
         connection.send(b"V", b"small")
         assert connection.sent == opened
@@ -168,7 +169,7 @@ def test_a_batch_can_be_read_before_the_next_is_sent() -> None:
     there, here = os.pipe(), os.pipe()
     far, near = Connection(there[0], here[1], "near"), Connection(here[0], there[1], "far")
     os.write(here[1], COMPRESSED)
-    near.open(compress=True)
+    near.open(Compress.ON)
     far.answer()
     for number in range(3):
         near.send(b"V", number)
@@ -180,7 +181,7 @@ def test_a_batch_can_be_read_before_the_next_is_sent() -> None:
 
 def test_a_message_that_would_be_refused_is_not_sent() -> None:
     with receiving(PLAIN) as connection, pytest.raises(PeerError, match="too much for one message"):
-        connection.open(compress=False)
+        connection.open()
         connection.send(b"V", b"x" * MAX_FRAME)
 
 
@@ -189,7 +190,7 @@ def test_a_reader_that_has_gone_is_unreachable() -> None:
     os.close(source)
     connection = Connection(os.open(os.devnull, os.O_RDONLY), target, "nas")
     with pytest.raises(Unreachable, match="the connection to nas broke"):
-        connection.open(compress=False)
+        connection.open()
     connection.close()
 
 
@@ -203,13 +204,13 @@ def test_a_banner_is_shown(banner: bytes, after: bytes) -> None:
         receiving(banner + after) as connection,
         pytest.raises(ProtocolError, match="'Welcome to NAS") as error,
     ):
-        connection.open(compress=False)
+        connection.open()
     assert "start-up file" in str(error.value)
 
 
 def test_a_banner_cannot_write_to_the_terminal() -> None:
     with receiving(b"\x1b[2J\x07hi\x9b\xff\n") as connection, pytest.raises(ProtocolError) as error:
-        connection.open(compress=False)
+        connection.open()
     assert str(error.value).isprintable()
 
 
@@ -217,13 +218,13 @@ def test_a_banner_cannot_write_to_the_terminal() -> None:
 def test_another_version_says_which_side_to_upgrade(protocol: int, where: str) -> None:
     opening = struct.pack(">8sHB", b"p2psync\0", protocol, 0)
     with receiving(opening) as connection, pytest.raises(ProtocolError, match=f"upgrade the one {where}"):
-        connection.open(compress=False)
+        connection.open()
 
 
 @pytest.mark.parametrize("end", range(len(PLAIN)))
 def test_an_end_within_the_opening_is_a_broken_connection(end: int) -> None:
     with receiving(PLAIN[:end]) as connection, pytest.raises(Unreachable, match="far broke"):
-        connection.open(compress=False)
+        connection.open()
 
 
 # -- bad peers
@@ -232,7 +233,7 @@ def test_an_end_within_the_opening_is_a_broken_connection(end: int) -> None:
 @given(st.binary(max_size=200), OPENINGS)
 @settings(max_examples=500)
 def test_noise_is_an_error_in_words(noise: bytes, opening: bytes) -> None:
-    data = zstd.compress(noise) if opening == COMPRESSED and len(noise) % 2 else noise
+    data = chunk(zstd.compress(noise)) if opening == COMPRESSED and len(noise) % 2 else noise
     try:
         received(opening + data)
     except ProtocolError as error:
@@ -374,6 +375,10 @@ def test_every_type_that_travels_refuses_noise(kind: type) -> None:
 # -- bombs
 
 
+def chunk(data: bytes, kind: int = 2) -> bytes:
+    return struct.pack(">I", kind << 30 | len(data)) + data
+
+
 def peak_of(work: Callable[[], object]) -> int:
     tracemalloc.start()
     try:
@@ -389,7 +394,7 @@ def test_a_bomb_is_inflated_no_further_than_the_frame_that_is_read() -> None:
     bomb = b"".join(compressor.compress(bytes(1 << 20), FLUSH) for _ in range(256))
 
     def read_the_first_frame() -> None:
-        with receiving(COMPRESSED + first + bomb) as connection:
+        with receiving(COMPRESSED + chunk(first + bomb)) as connection:
             connection.answer()
             assert bytes(connection.receive()[1]) == b"\x90"
 
@@ -404,7 +409,7 @@ def test_a_frame_that_is_a_bomb_costs_no_more_than_the_largest_frame() -> None:
 
     def read_it() -> None:
         with pytest.raises(ProtocolError):
-            received(COMPRESSED + data + bomb)
+            received(COMPRESSED + chunk(data + bomb))
 
     assert peak_of(read_it) < 4 * MAX_FRAME
 
@@ -412,12 +417,18 @@ def test_a_frame_that_is_a_bomb_costs_no_more_than_the_largest_frame() -> None:
 def test_a_stream_that_wants_a_huge_window_is_refused() -> None:
     greedy = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
     with pytest.raises(ProtocolError, match="cannot be decompressed"):
-        received(COMPRESSED + greedy.compress(frame(b"\x90"), FLUSH))
+        received(COMPRESSED + chunk(greedy.compress(frame(b"\x90"), FLUSH)))
 
 
 def test_a_compressed_stream_that_ends_early_is_refused() -> None:
     with pytest.raises(ProtocolError, match="cannot be decompressed"):
-        received(COMPRESSED + zstd.compress(frame(b"\x90")) + b"more")
+        received(COMPRESSED + chunk(zstd.compress(frame(b"\x90"))) + chunk(b"more", 1))
+
+
+@pytest.mark.parametrize("word", [3 << 30 | 5, 1 << 30 | 5, 0, 2 << 30, (2 << 20) + 1])
+def test_a_chunk_of_no_known_kind_or_size_or_of_no_frame_is_refused(word: int) -> None:
+    with pytest.raises(ProtocolError, match="cannot be unpacked"):
+        received(COMPRESSED + struct.pack(">I", word) + b"12345")
 
 
 def test_the_version_of_nothing_travels() -> None:
@@ -487,7 +498,7 @@ def answers(root: Path, data: bytes) -> list[tuple[bytes, Any]]:
         connection.close()
         target.seek(0)
         with receiving(target.read()) as received_from:
-            received_from.open(compress=False)
+            received_from.open()
             found = []
             with contextlib.suppress(Unreachable):
                 while True:

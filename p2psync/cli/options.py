@@ -68,17 +68,42 @@ def find_root() -> bytes:
     return root
 
 
+def _parse_rate(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    from p2psync.core.pace import parse_rate
+
+    try:
+        parse_rate(text or "0")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
 def connection_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how to reach a peer; those that are given are the command's `connection`."""
 
     @functools.wraps(command)
     def collecting(*arguments: Any, **values: Any) -> None:  # noqa: ANN401 - as click has it
         given = {name: values.pop(name) for name in _CONNECTION}
+        if values.pop("compressed"):
+            given["compress"] = "on"
         connection = {name: value for name, value in given.items() if value is not None}
         command(*arguments, connection=connection, **values)
 
     result: Callable[..., None] = collecting
     for option in (
+        click.option(
+            "--bwlimit",
+            metavar="RATE",
+            callback=_parse_rate,
+            help="Send no faster than RATE over ssh, each way: 500 (KiB/s), 10M.  [default: no limit]",
+        ),
+        click.option("-z", "compressed", is_flag=True, help="The same as --compress on."),
+        click.option(
+            "--compress",
+            type=click.Choice(["auto", "on", "off"]),
+            help="Compress what goes over ssh; 'auto': what gets smaller, and harder on a slow line."
+            "  [default: auto]",
+        ),
         click.option(
             "--reuse/--no-reuse",
             default=None,
@@ -93,7 +118,7 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
     return result
 
 
-_CONNECTION = ("ssh_command", "port", "remote_command", "reuse")
+_CONNECTION = ("ssh_command", "port", "remote_command", "reuse", "compress", "bwlimit")
 Connection = dict[str, Any]
 """Fields of a `config.Peer`."""
 
