@@ -66,7 +66,10 @@ class Meter:
         self.disk.settle()
         far_cpu_before = self._far_cpu()
         with self._output.open("wb") as output:
-            done = subprocess.run([*MEASURED, str(self._record), *command], stdout=output, stderr=output)
+            # From nowhere: `python -m p2psync` would take the p2psync of the folder that it is started in.
+            done = subprocess.run(
+                [*MEASURED, str(self._record), *command], stdout=output, stderr=output, cwd=self.disk.folder
+            )
         if done.returncode:
             said = self._output.read_text(errors="replace")[-2000:]
             raise Failed(f"exit status {done.returncode}: {shlex.join(command)}\n{said}")
