@@ -158,8 +158,9 @@ class _Incoming:
         self._raw, self._in = self._in, bytearray()
 
     def has_input(self) -> bool:
-        pending = self._decompressor is not None and not self._decompressor.needs_input
-        return bool(self._in or self._raw or pending)
+        if not self._in and self._decompressor is not None and not self._decompressor.needs_input:
+            self._in += self._decompress(b"", _READ_BYTES)  # it may have told so with nothing left in it
+        return bool(self._in or self._raw)
 
     def peek(self, length: int) -> bytearray:
         while len(self._in) < length:

@@ -80,8 +80,8 @@ class Connection:
     def has_input(self, patience: float) -> bool:
         """Is there something to be received within so many seconds, be it the end?"""
         poll = select.poll()
-        poll.register(self._source, select.POLLIN)
-        return bool(self._in) or bool(poll.poll(patience * 1000))
+        poll.register(self._stream.source, select.POLLIN)
+        return self._stream.has_input() or bool(poll.poll(patience * 1000))
 
     def wait(self, other: int, until: float) -> bool:
         """Wait until there is something to be received; return whether there is.
