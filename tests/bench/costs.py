@@ -46,6 +46,8 @@ class Meter:
     def __init__(self, disk: Disk, scratch: Path, server: Sshd | None) -> None:
         self.disk = disk
         self.server = server
+        self._runtime = scratch / "run"
+        self._runtime.mkdir(mode=0o700)
         self._record, self._far_record = scratch / "near.jsonl", scratch / "far.jsonl"
         self._ssh_log, self._output = scratch / "ssh.log", scratch / "output.log"
         self.far = self._make_far(server) if server else None
@@ -53,10 +55,14 @@ class Meter:
     def _make_far(self, server: Sshd) -> Far:
         # At this level ssh says at its end how many bytes it sent and received.
         ssh = [*shlex.split(server.ssh_command), "-o", "LogLevel=VERBOSE", "-E", str(self._ssh_log)]
-        return Far(server.host, ssh, [*MEASURED, str(self._far_record)])
+        return Far(server.host, ssh, shlex.split(server.configured()), [*MEASURED, str(self._far_record)])
 
-    def measure(self, command: list[str]) -> Cost:
+    def measure(self, command: list[str], keeps: bool = False) -> Cost:
         """Run one command with nothing left to write back from before it.
+
+        Args:
+            command: what to run.
+            keeps: it leaves a connection open, so that ssh's part in it is not counted.
 
         Raises:
             Failed: it ended with another status than 0.
@@ -64,11 +70,13 @@ class Meter:
         for old in (self._record, self._far_record, self._ssh_log):
             old.unlink(missing_ok=True)
         self.disk.settle()
-        far_cpu_before = self._far_cpu()
+        far_cpu_before = 0.0 if keeps else self._far_cpu()
+        measured = [*MEASURED, *(["--leave"] if keeps else []), str(self._record)]
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._runtime)}
         with self._output.open("wb") as output:
             # From nowhere: `python -m p2psync` would take the p2psync of the folder that it is started in.
             done = subprocess.run(
-                [*MEASURED, str(self._record), *command], stdout=output, stderr=output, cwd=self.disk.folder
+                [*measured, *command], stdout=output, stderr=output, cwd=self.disk.folder, env=environment
             )
         if done.returncode:
             said = self._output.read_text(errors="replace")[-2000:]
@@ -80,10 +88,16 @@ class Meter:
         return Cost(
             wall=near[0]["wall"],
             flush=flush,
-            cpu=near[0]["cpu"] + self._far_cpu() - far_cpu_before,
+            cpu=near[0]["cpu"] + (far[0]["cpu"] if keeps else self._far_cpu() - far_cpu_before),
             peak_mib=max(record["peak_kib"] for record in near + far) / 1024,
-            wire=_wire_bytes(self._ssh_log) if self.server else None,
+            wire=_wire_bytes(self._ssh_log) if self.server and not keeps else None,
         )
+
+    def hang_up(self) -> None:
+        """End the connections that a tool has kept."""
+        for socket in self._runtime.glob("p2psync/*"):
+            if socket.is_socket():
+                subprocess.run(["ssh", "-S", str(socket), "-O", "exit", "x"], check=True, capture_output=True)
 
     def session(self) -> Cost | None:
         """What an ssh session costs that does nothing."""

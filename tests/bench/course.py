@@ -52,6 +52,7 @@ class Course:
                 self._change(scenario)
                 yield scenario.name, self._measure(again)
         finally:
+            self._meter.hang_up()
             shutil.rmtree(self._folder)
 
     def _change(self, scenario: Scenario) -> None:
@@ -67,7 +68,7 @@ class Course:
             self._wanted = self._readers[0].read()
 
     def _measure(self, command: Callable[[Pair], list[str]]) -> Cost:
-        cost = self._meter.measure(command(self._pair))
+        cost = self._meter.measure(command(self._pair), self._tool.keeps)
         for reader in self._readers:
             if wrong := differences(self._wanted, reader.read(), self._tool.mtime_tolerance_ns):
                 shown = "\n".join(wrong[:5])

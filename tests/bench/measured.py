@@ -1,9 +1,9 @@
-"""`measured.py RECORD COMMAND...`: run a command and append what it cost to the file RECORD.
+"""`measured.py [--leave] RECORD COMMAND...`: run a command and append what it cost to the file RECORD.
 
 One line of JSON: wall seconds until the command ended, CPU seconds and peak resident KiB of it and
-all its descendants.  Runs with the standard library alone, and is kept small: Linux counts the
-memory of the parent that forks a process as that process's own peak, so this program's size (about
-10 MiB) is the least that can be measured.
+all its descendants; with --leave without those that it leaves running. Runs with the standard library
+alone, and is kept small: Linux counts the memory of the parent that forks a process as that process's
+own peak, so this program's size (about 10 MiB) is the least that can be measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def main() -> int:
-    record, *command = sys.argv[1:]
+    leave = sys.argv[1] == "--leave"
+    record, *command = sys.argv[2 if leave else 1 :]
     # What a tool leaves behind without waiting for it (an ssh, a server) comes back to us to be counted.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     started = time.monotonic()
@@ -27,8 +28,10 @@ def main() -> int:
     peak = exit_code = 0
     while True:
         try:
-            ended, status, usage = os.wait4(-1, 0)
+            ended, status, usage = os.wait4(-1, os.WNOHANG if leave and wall else 0)
         except ChildProcessError:
+            break
+        if not ended:
             break
         cpu += usage.ru_utime + usage.ru_stime
         peak = max(peak, usage.ru_maxrss)

@@ -36,6 +36,7 @@ def _tools_for(workload: Workload, link: str, tools: Sequence[Tool], asked: str 
         for tool in tools
         if (asked or tool.ours or not workload.ours_only)
         and (not tool.for_wire or (workload.compressed and link == "ssh"))
+        and (not tool.keeps or (workload.keeps and link == "ssh"))
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from tests.bench.costs import Cost
-from tests.bench.targets import MB, Medians, target_of, verdicts
+from tests.bench.targets import KEPT, MB, Medians, target_of, verdicts
 from tests.bench.tools import Tool
 
 
@@ -40,7 +40,7 @@ class Results:
 
 def costs_table(results: Results, scenarios: Sequence[str], tools: Sequence[Tool]) -> str:
     first_ours = next((tool.name for tool in tools if tool.ours), "")
-    several = sum(tool.ours for tool in tools) > 1
+    several = sum(tool.ours and not tool.keeps for tool in tools) > 1
     compared = ["rsync", "unison", *([first_ours] if several else [])]
     header = ["scenario", "tool", "wall s", "min-max", "flush s", "CPU s", "peak MiB", "wire MB"]
     lines = [[*header, *(f"to {name}" for name in compared)], ["---"] * 2 + ["--:"] * (6 + len(compared))]
@@ -79,8 +79,9 @@ def targets_table(
         for scenario in dict.fromkeys(scenario for scenario, _ in results.costs):
             medians = {tool.name: results.medians(scenario, tool.name) for tool in tools}
             known = {name: value for name, value in medians.items() if value}
-            target = target_of(results.workload, scenario, results.link, filesystem)
             for tool in tools:
+                link = KEPT if tool.keeps else results.link
+                target = target_of(results.workload, scenario, link, filesystem)
                 if tool.ours and tool.name in known:
                     lines += [
                         [results.workload, scenario, results.link, tool.name, limit, measured, word]

@@ -22,10 +22,13 @@ class Target:
     peak: float | None = PEAK_MIB
 
 
+KEPT = "ssh, kept"
+"""Over a connection that was kept."""
 KB, MB = 1000, 1_000_000
 TARGETS = {
     ("tiny", "nothing changed", "local"): Target(wall=0.12),
     ("tiny", "nothing changed", "ssh"): Target(rsync=1.4),
+    ("tiny", "nothing changed", KEPT): Target(rsync=0.6),
     ("many-small", "first copy", "local"): Target(rsync=0.9),
     ("many-small", "first copy", "ssh"): Target(rsync=0.75, wire=165 * MB),
     ("many-small", "nothing changed", "local"): Target(rsync=0.9),

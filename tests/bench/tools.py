@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+KEPT = ", kept"
+"""After the name of a p2psync that uses the connection of its last run again."""
+
 _EXACT = 0
 # unison reckons times in floating-point seconds: it loses the last digits.
 _UNISON_NS = 2_000
@@ -33,10 +36,17 @@ _UNISON_QUIET = ["-log=false", "-contactquietly"]  # else it writes a line for e
 
 @dataclass(frozen=True)
 class Far:
-    """The far side of an ssh run; `wrapper` goes before the far command, and measures it."""
+    """The far side of an ssh run.
+
+    Attributes:
+        ssh: What reaches it.
+        keeping_ssh: The same, where the tool may keep the connection.
+        wrapper: Goes before the far command, and measures it.
+    """
 
     host: str
     ssh: list[str]
+    keeping_ssh: list[str]
     wrapper: list[str]
 
 
@@ -62,6 +72,7 @@ class Tool:
         program: What has to be installed.
         ours: It is a p2psync, and has to meet the targets.
         for_wire: It is there for its bytes on the wire alone.
+        keeps: It uses the connection of its last run again.
     """
 
     name: str
@@ -73,6 +84,7 @@ class Tool:
     mtime_tolerance_ns: int = _EXACT
     ours: bool = False
     for_wire: bool = False
+    keeps: bool = False
 
     def installed(self) -> bool:
         return shutil.which(self.program) is not None
@@ -86,7 +98,11 @@ def all_tools(p2psyncs: Sequence[tuple[str, str]]) -> list[Tool]:
     """Every tool that can be compared; `p2psyncs` are names and command lines of those under test."""
     rsync = ["rsync", "--version"]
     return [
-        *(_p2psync(name, shlex.split(command)) for name, command in p2psyncs),
+        *(
+            _p2psync(name, shlex.split(command), keeps)
+            for name, command in p2psyncs
+            for keeps in (False, True)
+        ),
         Tool("rsync", _rsync, _rsync, "rsync", rsync),
         Tool("rsync -z", _rsync_z, None, "rsync", rsync, for_wire=True),
         Tool(
@@ -102,7 +118,7 @@ def all_tools(p2psyncs: Sequence[tuple[str, str]]) -> list[Tool]:
     ]
 
 
-def _p2psync(name: str, ours: list[str]) -> Tool:
+def _p2psync(name: str, ours: list[str], keeps: bool) -> Tool:
     def again(pair: Pair) -> list[str]:
         sync = [*ours, "-C", str(pair.source), "sync"]
         if pair.far is None:
@@ -110,14 +126,24 @@ def _p2psync(name: str, ours: list[str]) -> Tool:
         far = pair.far
         remote = shlex.join([*far.wrapper, *ours])
         address = f"{far.host}:{pair.target}"
-        return [*sync, address, "-q", "-e", shlex.join(far.ssh), "--remote-command", remote]
+        return [
+            *sync,
+            address,
+            "-q",
+            "-e",
+            shlex.join(far.keeping_ssh if keeps else far.ssh),
+            "--remote-command",
+            remote,
+        ]
 
     def first(pair: Pair) -> list[str]:
         """`init` belongs to the first copy: a user waits for it too."""
         init = shlex.join([*ours, "init", str(pair.source)])
         return ["sh", "-c", f"{init} && exec {shlex.join([*again(pair), '--create'])}"]
 
-    return Tool(name, first, again, ours[0], [*ours, "--version"], two_way=True, ours=True)
+    if keeps:
+        name += KEPT
+    return Tool(name, first, again, ours[0], [*ours, "--version"], two_way=True, ours=True, keeps=keeps)
 
 
 def _rsync(pair: Pair, *more: str) -> list[str]:

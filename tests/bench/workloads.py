@@ -44,6 +44,7 @@ class Workload:
         links: Where it runs.
         bytes_per_inode: For making a disk that has room for its files.
         compressed: rsync's `-z` is compared too.
+        keeps: p2psync is run with a kept connection too.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Workload:
     links: tuple[str, ...] = ("local", "ssh")
     bytes_per_inode: int = 16384
     compressed: bool = False
+    keeps: bool = False
 
 
 def make_small_files(root: Path, files: int, seed: int) -> None:
@@ -145,7 +147,7 @@ _BIG_SCENARIOS = (
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload("tiny", "10 files up to 16 KiB", _make_tiny, ("first copy", "nothing changed")),
+        Workload("tiny", "10 files up to 16 KiB", _make_tiny, ("first copy", "nothing changed"), keeps=True),
         Workload(
             "many-small",
             "100,000 files of 200 B to 16 KiB in 2,000 folders, 300 MB",
