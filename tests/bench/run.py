@@ -164,7 +164,8 @@ def _chosen_tools(arguments: argparse.Namespace) -> list[Tool]:
     tools = all_tools(arguments.p2psync)
     if arguments.tools:
         words = [word.strip() for word in arguments.tools.split(",")]
-        tools = [tool for tool in tools if tool.name in words or (tool.ours and OURS in words)]
+        ours = OURS in words
+        tools = [tool for tool in tools if tool.name in words or (ours and tool.ours)]
     for tool in tools:
         if not tool.installed():
             print(f"{tool.name} is not installed and left out.\n")

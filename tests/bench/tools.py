@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-KEPT = ", kept"
+KEPT = " kept"
 """After the name of a p2psync that uses the connection of its last run again."""
 
 _EXACT = 0
