@@ -373,6 +373,27 @@ def test_who_looks_whether_a_watch_is_running_keeps_none_from_it(pair: tuple[Pat
     looker.join()
 
 
+def test_control_c_is_told_of_once(pair: tuple[Path, Path]) -> None:
+    here, there = pair
+    command = [*P2PSYNC, "-C", str(here), "watch", str(there)]
+    with subprocess.Popen(
+        command,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert "watching" in process.stdout.readline()
+        assert "connected" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert said.strip() == "p2psync: interrupted; the next sync carries on"
+
+
 def test_there_is_one_watch_of_a_replica(pair: tuple[Path, Path]) -> None:
     here, there = pair
     with watching(here, there):

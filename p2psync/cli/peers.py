@@ -142,6 +142,7 @@ def serve(
     \b
     restrict,command="p2psync serve --restrict-to /srv/notes" ssh-ed25519 AAAA...
     """
+    import signal
     from functools import partial
 
     from p2psync import restrict
@@ -152,6 +153,8 @@ def serve(
     if restrict_to is not None or read_only or append_only:
         within = None if restrict_to is None else os.path.abspath(restrict_to)
         opener = restrict.Key(within, read_only, append_only).open
+    if beside is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it goes to all; who started us ends us
     if root is None:
         if restrict_to is None:
             raise click.UsageError("Missing argument 'ROOT'.", context)
