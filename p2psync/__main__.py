@@ -18,11 +18,21 @@ def main() -> NoReturn:
         _open_standard_streams()
         from p2psync.cli import main as command_line
 
-        sys.exit(command_line())
+        _exit(command_line())
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.write(2, b"p2psync: interrupted; the next sync carries on\n")
         os._exit(INTERRUPTED)  # threads may be waiting for what will not come
+
+
+def _exit(code: int) -> NoReturn:
+    """End at once: taking all modules apart, on both sides, took a tenth of a sync in which nothing changed."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(code)  # has its own words for it
+    os._exit(code)
 
 
 def _open_standard_streams() -> None:

@@ -73,6 +73,7 @@ class Meter:
         far_cpu_before = 0.0 if keeps else self._far_cpu()
         measured = [*MEASURED, *(["--leave"] if keeps else []), str(self._record)]
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._runtime)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else an edited checkout is compiled in each run
         with self._output.open("wb") as output:
             # From nowhere: `python -m p2psync` would take the p2psync of the folder that it is started in.
             done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,9 @@ def compare(
 ) -> list[str]:
     """Every tool in turn, as often as asked; each run begins with another tool. Returns the failures."""
     tree = Reader(master).read()
+    for tool in tools:
+        with contextlib.suppress(Failed):  # it will fail again, and then be told of
+            _warm_up(meter, tool)
     scenarios = [SCENARIOS[name] for name in names]
     failures = []
     for run in range(runs):
@@ -94,6 +98,23 @@ def compare(
                 failures.append(f"{where}: {failure}")
                 say(f"  {failures[-1]}")
     return failures
+
+
+def _warm_up(meter: Meter, tool: Tool) -> None:
+    """Sync a file once: programs are read from the disk then, and Python's compiled."""
+    folder = meter.disk.folder / "warm-up"
+    source = folder / "source"
+    source.mkdir(parents=True)
+    (source / "file").write_text("warm\n")
+    pair = Pair(source, folder / "target", folder / "state", meter.far)
+    pair.state.mkdir()
+    try:
+        for command in (tool.first, tool.again):
+            if command is not None:
+                meter.measure(command(pair), tool.keeps)
+    finally:
+        meter.hang_up()
+        shutil.rmtree(folder)
 
 
 def say(line: str) -> None:
