@@ -88,6 +88,8 @@ USAGE_ERRORS = {
     "another protocol": ["sync", "ftp://host/x"],
     "a host that is an option": ["sync", "ssh://-oProxyCommand=x/y"],
     "an ssh command with an open quote": ["sync", "-e", "ssh 'x", "host:x"],
+    "a rate that is none": ["sync", "--bwlimit", "fast", "host:x"],
+    "a compression that is none": ["sync", "--compress", "gzip", "host:x"],
     "a folder to run in that is not there": ["-C", "nowhere", "status"],
     "a peer without an address": ["peer", "add", "laptop"],
     "a peer's name with a slash": ["peer", "add", "a/b", "x:y"],
@@ -210,6 +212,20 @@ def test_the_options_of_a_peer_are_remembered_and_comments_in_the_file_survive(h
     )
 
 
+def test_how_a_peer_is_sent_to_is_remembered_and_the_command_line_counts_more(here: Path) -> None:
+    from p2psync.cli.options import chosen_peers
+
+    in_process("peer", "add", "one", "a:b", "-z", "--bwlimit", "1.5M", "--no-reuse")
+    in_process("peer", "add", "two", "c:d", "--compress", "off")
+    one, two = chosen_peers(bytes(here), (), {})
+    assert (one.compress, one.bwlimit, one.reuse) == ("on", "1.5M", False)
+    assert (two.compress, two.bwlimit, two.reuse) == ("off", "0", True)
+    text = (here / ".p2psync" / "config.toml").read_text()
+    assert text.count("bwlimit") == text.count("reuse") == 1  # what is usual is not written
+    [one] = chosen_peers(bytes(here), ("one",), {"compress": "auto", "bwlimit": "0", "reuse": True})
+    assert (one.compress, one.bwlimit, one.reuse) == ("auto", "0", True)
+
+
 @pytest.mark.parametrize(
     "address", ["../there", "./../there", "{parent}/there", "file://{parent}/there", "../a:b"]
 )
@@ -233,6 +249,9 @@ def test_a_damaged_configuration_is_told_of_with_its_place(here: Path) -> None:
         "[peer.x]\n",
         '[peer.x]\naddress = "a:b"\nport = "22"\n',
         '[peer.x]\naddress = "a:b"\nprot = 1\n',
+        '[peer.x]\naddress = "a:b"\nbwlimit = "fast"\n',
+        '[peer.x]\naddress = "a:b"\ncompress = "gzip"\n',
+        '[peer.x]\naddress = "a:b"\nreuse = "no"\n',
     ):
         (here / ".p2psync" / "config.toml").write_text(text)
         assert "config.toml" in p2psync(here, "peer", "list", code=3).err

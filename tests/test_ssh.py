@@ -122,6 +122,14 @@ def test_much_the_same_bytes_cost_little_on_the_wire(here: Path, there: Path) ->
     assert_same(here, there)
 
 
+def test_what_is_compressed_and_how_fast_it_goes_is_up_to_the_user(here: Path, there: Path) -> None:
+    write(here / "dull", b"dull " * 100_000)
+    assert p2psync(here, "sync", "--json", "--compress", "off").json["stats"]["sent"] > 500_000
+    write(here / "dull too", b"dull too " * 100_000)
+    assert p2psync(here, "sync", "--json", "-z", "--bwlimit", "100M").json["stats"]["sent"] < 50_000
+    assert_same(here, there)
+
+
 def test_a_large_file_arrives_whole(here: Path, there: Path) -> None:
     write(there / "large", os.urandom(5_000_001))
     p2psync(here, "sync")

@@ -221,6 +221,26 @@ def test_another_version_says_which_side_to_upgrade(protocol: int, where: str) -
         connection.open()
 
 
+def test_who_calls_decides_for_both_what_is_compressed_and_how_fast_it_may_go() -> None:
+    there, here = os.pipe(), os.pipe()
+    far, near = Connection(there[0], here[1], "near"), Connection(here[0], there[1], "far")
+    os.write(here[1], PLAIN)
+    near.open(Compress.AUTO, 12_345)
+    far.answer()
+    for end in (near, far):
+        outgoing = end._stream._outgoing
+        assert outgoing._packer is not None
+        assert outgoing._packer._pacer is not None
+        assert outgoing._bucket is not None
+        assert outgoing._bucket._rate == 12_345
+        end.close()
+
+
+def test_a_compression_from_the_future_is_refused() -> None:
+    with receiving(PLAIN[:-1] + b"\x03") as connection, pytest.raises(ProtocolError, match="not known here"):
+        connection.answer()
+
+
 @pytest.mark.parametrize("end", range(len(PLAIN)))
 def test_an_end_within_the_opening_is_a_broken_connection(end: int) -> None:
     with receiving(PLAIN[:end]) as connection, pytest.raises(Unreachable, match="far broke"):

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+NONE = "none"
+"""No file system of its own."""
 IMAGE_BYTES = 24 << 30  # sparse: only what is written takes space
 
 
@@ -34,11 +36,11 @@ class Disk:
 
 @contextlib.contextmanager
 def measured_disk(workdir: Path, filesystem: str = "ext4", bytes_per_inode: int = 16384) -> Iterator[Disk]:
-    """A new file system in an image file, mounted below `workdir`; a plain folder without root."""
+    """A new file system in an image file, mounted below `workdir`; a plain folder without one, or root."""
     with tempfile.TemporaryDirectory(prefix="p2psync-bench-", dir=workdir) as own:
         folder, image = Path(own, "disk"), Path(own, "disk.img")
         folder.mkdir()
-        if os.geteuid() != 0:
+        if filesystem == NONE or os.geteuid() != 0:
             yield Disk(folder, None)
             return
         with image.open("wb") as file:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.costs import Meter
 from tests.bench.course import compare, say
-from tests.bench.disk import Disk, measured_disk
+from tests.bench.disk import NONE, Disk, measured_disk
 from tests.bench.scenarios import SCENARIOS
 from tests.bench.table import Results, costs_table, targets_table
 from tests.bench.tools import Tool, all_tools
@@ -88,11 +88,8 @@ def _run_link(
 def _describe(arguments: argparse.Namespace, tools: Sequence[Tool]) -> None:
     print(f"seed {SEED}, scale {arguments.scale:g}, {arguments.runs} runs; medians, ratios of the same run.")
     system = f"{platform.system()} {platform.release()}, {os.cpu_count()} CPUs"
-    place = (
-        f"a new {arguments.filesystem}"
-        if os.geteuid() == 0
-        else "no root: a plain folder, no disk of its own"
-    )
+    on_disk = arguments.filesystem != NONE and os.geteuid() == 0
+    place = f"a new {arguments.filesystem}" if on_disk else "a plain folder, no disk of its own"
     print(f"{system}, Python {platform.python_version()}; {place};")
     versions = dict.fromkeys(f"{tool.name}: {tool.version()}" for tool in tools)
     print("; ".join(versions) + f"; load {os.getloadavg()[0]:.2f} at the start.\n", flush=True)
@@ -142,7 +139,7 @@ def _arguments() -> argparse.Namespace:
         "--scale", type=float, default=1.0, help="0.1: a tenth of the files, or of their size"
     )
     parser.add_argument(
-        "--filesystem", default="ext4", help="ext4, xfs or btrfs, where there is a mkfs for it"
+        "--filesystem", default="ext4", help="ext4, xfs or btrfs, where there is a mkfs for it; or none"
     )
     parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()), help="no spaces in it")
     parser.add_argument(

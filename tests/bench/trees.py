@@ -34,9 +34,11 @@ class Reader:
         self._known: dict[_Stat, bytes] = {}
 
     def read(self) -> Tree:
-        """Every file, link and directory below the root, the sidecar folder left out."""
+        """Every file, link and directory below the root, if there is one; the sidecar folder is left out."""
         skip = len(str(self.root)) + 1
         known, self._known = self._known, {}
+        if not self.root.is_dir():
+            return {}
         return {entry.path[skip:]: self._item(entry, known) for entry in _walk(str(self.root))}
 
     def _item(self, entry: os.DirEntry[str], known: dict[_Stat, bytes]) -> Item:
