@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 from p2psync.core import pace
-from p2psync.core.pace import Bucket, Compress, Effort, Pacer, Spent
+from p2psync.core.pace import Bucket, Compress, Effort, Pacer, Prospect, Spent
 from p2psync.errors import ProtocolError, Unreachable
 
 if sys.version_info >= (3, 14):
@@ -400,6 +400,7 @@ class _Packer:
     def __init__(self, compress: Compress, now: Callable[[], float]) -> None:
         self._now = now
         self._pacer = Pacer() if compress is Compress.AUTO else None
+        self._prospect = Prospect()
         self._effort = Effort.NONE
         self._compressor: zstd.ZstdCompressor | None = None
         self._packing = self._writing = 0.0
@@ -410,8 +411,9 @@ class _Packer:
         """Return the bytes to send."""
         effort = self._pacer.effort if self._pacer else Effort.NORMAL
         began = self._now()
-        if effort is Effort.NONE or (self._pacer and not _is_worth_it(piece)):
-            return [_header(_Kind.PLAIN, sum(map(len, piece))), *piece]
+        size = sum(map(len, piece))
+        if effort is Effort.NONE or (self._pacer and not self._is_worth_it(piece, effort)):
+            return [_header(_Kind.PLAIN, size), *piece]
         kind = _Kind.MORE
         if effort is not self._effort:
             kind, self._effort = _Kind.NEW, effort
@@ -420,7 +422,18 @@ class _Packer:
         packed = [self._compressor.compress(buffer) for buffer in piece[:-1]]
         packed.append(self._compressor.compress(piece[-1], zstd.ZstdCompressor.FLUSH_BLOCK))
         self._packing += self._now() - began
-        return [_header(kind, sum(map(len, packed))), *packed]
+        length = sum(map(len, packed))
+        self._prospect.learn(size, length)
+        return [_header(kind, length), *packed]
+
+    def _is_worth_it(self, piece: list[Buffer], effort: Effort) -> bool:
+        if not self._prospect.is_dim(effort):
+            return True
+        third = pace.SAMPLE_BYTES // 3
+        view = memoryview(max(piece, key=len))
+        places = (len(view) // 8, len(view) // 2, len(view) * 7 // 8)
+        sample = b"".join(view[at : at + third] for at in places)
+        return self._prospect.is_worth_it(len(sample), len(zstd.compress(sample, 1)))
 
     def learn(self, plain: int, sent: int, writing: float) -> None:
         """Take in what became of a piece."""
@@ -440,15 +453,3 @@ class _Packer:
 
 def _header(kind: _Kind, length: int) -> bytes:
     return _CHUNK.pack(kind << _KIND_SHIFT | length)
-
-
-def _is_worth_it(piece: list[Buffer]) -> bool:
-    """Look at three places of the largest part of a piece."""
-    largest = max(piece, key=len)
-    if len(largest) < pace.WORTH_SAMPLING:
-        return True
-    third = pace.SAMPLE_BYTES // 3
-    view = memoryview(largest)
-    places = (len(view) // 8, len(view) // 2, len(view) * 7 // 8 - third)
-    sample = b"".join(view[at : at + third] for at in places)
-    return pace.is_worth_it(len(sample), len(zstd.compress(sample, 1)))

@@ -143,12 +143,35 @@ class Pacer:
 # -- is a piece worth it?
 
 SAMPLE_BYTES = 12 << 10
-WORTH_SAMPLING = 64 << 10
-"""Smaller pieces are compressed in any case: a sample would cost as much."""
 _WORTH = 0.93
-"""What compresses no better is sent as it is."""
+"""What compresses no better might as well be sent as it is."""
+_FAILURES = 2
+_SKIPS = 7
 
 
-def is_worth_it(sample: int, packed: int) -> bool:
-    """Decide by a sample of so many bytes and its size when compressed."""
-    return packed < _WORTH * sample
+class Prospect:
+    """Whether to try at all, by how it went so far.
+
+    A sample is wrong where contents are mixed, or repeat what came long before. So it is asked only after
+    some pieces have failed, not for ever, and never on a slow line, where there is time to try.
+    """
+
+    def __init__(self) -> None:
+        """Begin with hope."""
+        self._failures = 0
+        self._skips = 0
+
+    def is_dim(self, effort: Effort) -> bool:
+        """Should a sample be asked?"""
+        return self._failures >= _FAILURES and self._skips < _SKIPS and effort <= Effort.NORMAL
+
+    def is_worth_it(self, sample: int, packed: int) -> bool:
+        """Decide by a sample of so many bytes and its size when compressed."""
+        worth = packed < _WORTH * sample
+        self._skips += not worth
+        return worth
+
+    def learn(self, plain: int, packed: int) -> None:
+        """Take in what became of a piece that was tried."""
+        self._failures = 0 if packed < _WORTH * plain else self._failures + 1
+        self._skips = 0

@@ -12,8 +12,8 @@ from p2psync.core.pace import (
     Compress,
     Effort,
     Pacer,
+    Prospect,
     Spent,
-    is_worth_it,
     parse_compress,
     parse_rate,
 )
@@ -133,7 +133,38 @@ def test_where_even_the_quickest_is_too_slow_it_is_done_without_for_a_while() ->
     assert Effort.QUICK in efforts[3:]
 
 
+def failed(times: int) -> Prospect:
+    prospect = Prospect()
+    for _ in range(times):
+        prospect.learn(1000, 1001)
+    return prospect
+
+
+def test_a_sample_counts_only_after_some_pieces_have_failed() -> None:
+    assert [failed(times).is_dim(Effort.NORMAL) for times in range(4)] == [False, False, True, True]
+
+
 def test_a_sample_that_hardly_shrinks_is_not_worth_it() -> None:
-    assert is_worth_it(12_288, 6_000)
-    assert not is_worth_it(12_288, 12_000)
-    assert not is_worth_it(12_288, 12_300)
+    assert failed(2).is_worth_it(12_288, 6_000)
+    assert not failed(2).is_worth_it(12_288, 12_000)
+    assert not failed(2).is_worth_it(12_288, 12_300)
+
+
+def test_a_piece_that_shrinks_brings_hope_back() -> None:
+    prospect = failed(5)
+    prospect.learn(1000, 500)
+    assert not prospect.is_dim(Effort.NORMAL)
+
+
+def test_samples_are_not_believed_for_ever() -> None:
+    prospect, asked = failed(2), 0
+    while prospect.is_dim(Effort.NORMAL):
+        assert not prospect.is_worth_it(1000, 1000)
+        asked += 1
+    assert 3 < asked < 20
+    prospect.learn(1000, 1000)
+    assert prospect.is_dim(Effort.NORMAL)
+
+
+def test_on_a_slow_line_there_is_time_to_try_everything() -> None:
+    assert not failed(9).is_dim(Effort.STRONG)
