@@ -13,7 +13,19 @@ import msgspec
 
 from p2psync import errors
 from p2psync.core.model import Entry, Problem, Transition
-from p2psync.core.replica import AnyDigest, AnyReplica, Change, Content, Count, Identity, Mark, Name
+from p2psync.core.replica import (
+    AnyDigest,
+    AnyReplica,
+    Ask,
+    Change,
+    Content,
+    Count,
+    Identity,
+    Mark,
+    Name,
+    Source,
+    Want,
+)
 from p2psync.errors import ProtocolError
 from p2psync.wire import check_path, plain
 
@@ -34,6 +46,7 @@ _FEW = msgspec.Meta(max_length=MAX_ITEMS)
 AnyChanges = Annotated[list[Change], _FEW]
 AnyDigests = Annotated[list[AnyDigest | None], _FEW]
 AnyContents = Annotated[list[Content], _FEW]
+AnySources = Annotated[list[list[Source]], _FEW]
 AnyTransitions = Annotated[list[Transition], _FEW]
 AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _FEW]
 
@@ -83,6 +96,18 @@ class Take(_Call, frozen=True):
 
 class Read(_Call, frozen=True):
     digests: Annotated[list[AnyDigest], _FEW]
+
+
+class Cut(_Call, frozen=True):
+    contents: AnyContents
+
+
+class Sources(_Call, frozen=True):
+    asks: Annotated[list[Ask], _FEW]
+
+
+class Differences(_Call, frozen=True):
+    wants: Annotated[list[Want], _FEW]
 
 
 class Stage(_Call, frozen=True):
@@ -151,6 +176,9 @@ AnyCall = (
     | Prepare
     | Take
     | Read
+    | Cut
+    | Sources
+    | Differences
     | Stage
     | Apply
     | Newest

@@ -8,6 +8,7 @@ import time
 from collections.abc import Container, Iterable
 
 from p2psync.bases import Bases
+from p2psync.chunks import ChunkLists
 from p2psync.contents import Contents
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Kind
@@ -25,13 +26,20 @@ class Collector:
     """Cleans up behind one replica."""
 
     def __init__(
-        self, root: Root, manifest: Manifest, history: History, contents: Contents, bases: Bases
+        self,
+        root: Root,
+        manifest: Manifest,
+        history: History,
+        contents: Contents,
+        bases: Bases,
+        lists: ChunkLists,
     ) -> None:
         self._root = root
         self._manifest = manifest
         self._history = history
         self._contents = contents
         self._bases = bases
+        self._lists = lists
 
     def collect_if_due(self, limits: Limits) -> None:
         """Collect if the last time is a day ago, or there is too much; raises as `collect`."""
@@ -66,6 +74,7 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.set_collected(int(now))
+        self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
         self._remove(gone)
         return gone
 

@@ -10,11 +10,13 @@ import contextlib
 import ctypes
 import errno
 import functools
+import itertools
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
 from threading import Thread
+from typing import NamedTuple
 
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -225,6 +227,108 @@ def write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
+HOLE = 64 * 1024
+_ZEROS = bytes(HOLE)
+
+
+def write_sparse(fd: int, data: bytes) -> None:
+    """Write all of `data` but long runs of zeros: what is left out is a hole, and reads as zeros.
+
+    A hole at the end of a file is none yet: `os.ftruncate` makes it.
+    """
+    written = 0
+    for at in range(0, len(data), HOLE):
+        if data.startswith(_ZEROS, at):
+            write_all(fd, data[written:at])
+            written = at + HOLE
+            os.lseek(fd, HOLE, os.SEEK_CUR)
+    write_all(fd, data[written:] if written else data)
+
+
+class Span(NamedTuple):
+    """A part of an open file."""
+
+    fd: int
+    offset: int
+    size: int
+    """Bytes."""
+
+
+def copy_span(span: Span, fd: int) -> None:
+    """Append a part of a file to the file open as `fd`.
+
+    The bytes do not pass through this process where the system can do without, and on file systems that
+    share blocks (btrfs, xfs) nothing is copied at all. Holes stay holes. What the source does not hold (any
+    more) reads as zeros, or is not there.
+    """
+    shift = os.lseek(fd, 0, os.SEEK_CUR) - span.offset
+    for start, end in _extents(span):
+        for one, other in _aligned(start, end, shift):
+            _copy_range(span.fd, one, other, fd, one + shift)
+    os.lseek(fd, span.offset + span.size + shift, os.SEEK_SET)
+
+
+def _extents(span: Span) -> Iterator[tuple[int, int]]:
+    """Yield beginning and end of the parts of a span that are no holes."""
+    at, end = span.offset, span.offset + span.size
+    st = os.fstat(span.fd)
+    if st.st_blocks * 512 >= st.st_size or not hasattr(os, "SEEK_DATA"):
+        yield at, end
+        return
+    while at < end:
+        try:
+            start = os.lseek(span.fd, at, os.SEEK_DATA)
+        except OSError:  # there is no more
+            return
+        at = min(end, os.lseek(span.fd, start, os.SEEK_HOLE))
+        if start < at:
+            yield start, at
+
+
+_SHARED = 4096
+"""Only whole blocks of this size can be shared, if they lie alike in both files."""
+
+
+def _aligned(start: int, end: int, shift: int) -> Iterator[tuple[int, int]]:
+    """Split a range such that its middle can be shared; all of it, if it does not lie alike in both files."""
+    first, last = -(-start // _SHARED) * _SHARED, end // _SHARED * _SHARED
+    cuts = (start, first, last, end) if shift % _SHARED == 0 and first < last else (start, end)
+    for one, other in itertools.pairwise(cuts):
+        if one < other:
+            yield one, other
+
+
+def _copy_range(source: int, start: int, end: int, target: int, at: int) -> None:
+    if sys.platform == "linux":
+        try:
+            while start < end:
+                copied = os.copy_file_range(source, target, min(end - start, _MOST), start, at)
+                if not copied:
+                    return
+                start, at = start + copied, at + copied
+        except OSError as error:
+            if error.errno not in (*_UNSUPPORTED, errno.EXDEV, errno.EPERM):
+                raise
+    while data := os.pread(source, min(end - start, BLOCK), start):
+        os.lseek(target, at, os.SEEK_SET)
+        write_all(target, data)
+        start, at = start + len(data), at + len(data)
+
+
+_MOST = 1 << 30
+"""Bytes that are copied in one call, which nothing can interrupt."""
+
+
+def digest_of(fd: int) -> Digest:
+    """Return the digest of what is to be read from an open file."""
+    state = xxh3_128()
+    buffer = memoryview(bytearray(BLOCK))
+    with open(fd, "rb", buffering=0, closefd=False) as file:
+        while length := file.readinto(buffer):
+            state.update(buffer[:length])
+    return Digest(state.digest())
+
+
 def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
     """Return the digest of a regular file and the stat that goes with it.
 
@@ -240,18 +344,13 @@ def hash_file(name: bytes, dir_fd: int) -> tuple[Digest, os.stat_result]:
         if not stat.S_ISREG(before.st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
         if before.st_size < BLOCK:
-            digest = xxh3_128_digest(os.read(fd, before.st_size + 1))
+            digest = Digest(xxh3_128_digest(os.read(fd, before.st_size + 1)))
         else:
-            state = xxh3_128()
-            buffer = memoryview(bytearray(BLOCK))
-            with open(fd, "rb", buffering=0, closefd=False) as file:
-                while length := file.readinto(buffer):
-                    state.update(buffer[:length])
-            digest = state.digest()
+            digest = digest_of(fd)
         after = os.fstat(fd)
         if after.st_mtime_ns != before.st_mtime_ns or after.st_ctime_ns != before.st_ctime_ns:
             raise Changing(errno.EAGAIN, "is being written to")
-        return Digest(digest), after
+        return digest, after
     finally:
         os.close(fd)
 

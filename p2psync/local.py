@@ -15,9 +15,11 @@ import msgspec
 from p2psync import history
 from p2psync.apply import Applier, vouched
 from p2psync.bases import Bases
+from p2psync.chunks import ChunkLists, Cutter
 from p2psync.collect import Collector
 from p2psync.config import history_limits
 from p2psync.contents import Contents
+from p2psync.core.chunking import WORTH_BYTES, Index, parts, unit_of
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import (
@@ -35,8 +37,10 @@ from p2psync.core.model import (
 from p2psync.core.paths import SIDECAR, join, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
+    MAX_PIECES,
     PIECE_BYTES,
     Applied,
+    Ask,
     Change,
     Content,
     Found,
@@ -47,7 +51,9 @@ from p2psync.core.replica import (
     Piece,
     Point,
     Scanned,
+    Source,
     Taken,
+    Want,
 )
 from p2psync.core.retention import Kept, Limits
 from p2psync.core.vector import MAX_AHEAD_SECONDS, NOTHING, ReplicaId, Stamp
@@ -62,6 +68,7 @@ from p2psync.disk import (
     sync_file_system,
 )
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
+from p2psync.held import Held
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
 from p2psync.root import find_root, is_sidecar
@@ -180,7 +187,13 @@ class LocalReplica:
             self._bases = Bases(sidecar, self._manifest.kept)
             self._close.callback(self._bases.close)
             self.contents = Contents(self._root, self._manifest, self._bases, self._history)
-            self._collector = Collector(self._root, self._manifest, self._history, self.contents, self._bases)
+            self._lists = ChunkLists(sidecar)
+            self._close.callback(self._lists.close)
+            self._held = Held(self.contents, self._lists, self._stage.left_over)
+            self._close.callback(self._held.close)
+            self._collector = Collector(
+                self._root, self._manifest, self._history, self.contents, self._bases, self._lists
+            )
             if lock:
                 self._settle(sidecar)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -456,7 +469,7 @@ class LocalReplica:
         holders = self._manifest.holders(digests)
         for digest in digests:
             with self.contents.opened(digest, holders.get(digest, [])) as fd:
-                for piece in _pieces(digest, fd):
+                for piece in self._pieces(digest, fd):
                     batch.append(piece)
                     size += len(piece.data)
                     if size >= PIECE_BYTES:
@@ -465,10 +478,62 @@ class LocalReplica:
         if batch:
             yield batch
 
+    def _pieces(self, digest: Digest, fd: int | None) -> Iterator[Piece]:
+        """Yield the contents of an open file; remember how a large one is cut: it may be edited one day."""
+        size = os.fstat(fd).st_size if fd is not None else 0
+        if fd is None or size < WORTH_BYTES or self.neighbour is not None:
+            return _pieces(digest, fd)
+        return self._cut_pieces(Want(Content(digest, size), []), fd)
+
+    def cut(self, contents: Sequence[Content]) -> list[Digest]:
+        """Return of which contents this replica knows how they are cut; see `Replica.cut`."""
+        return [digest for digest, size in contents if self._lists.get(digest, unit_of(size))]
+
+    def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
+        """Return what is held that contents may be made of; see `Replica.sources`."""
+        with _staging():
+            return self._held.sources(asks)
+
+    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
+        """Yield contents as what differs from what is held there; see `Replica.differences`."""
+        batch: list[Piece] = []
+        size = 0
+        for want in wants:
+            digest = want.content.digest
+            with self.contents.opened(digest) as fd:
+                for piece in _pieces(digest, fd) if fd is None else self._cut_pieces(want, fd):
+                    batch.append(piece)
+                    size += len(piece.data)
+                    if size >= PIECE_BYTES or len(batch) >= MAX_PIECES:
+                        yield batch
+                        batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _cut_pieces(self, want: Want, fd: int) -> Iterator[Piece]:
+        """Yield a file in pieces, as runs of chunks where a source has them."""
+        digest, unit = want.content.digest, unit_of(want.content.size)
+        known = (source.hashes or self._hashes(source.digest, unit) for source in want.sources)
+        cutter = Cutter(fd, unit)
+        try:
+            for part in parts(cutter, Index(b"".join(known)), PIECE_BYTES):
+                yield Piece(digest, part.data, More.MORE, part.first, part.chunks, part.size)
+        except OSError:  # cannot be read: the path that wants it becomes a problem
+            yield Piece(digest, b"", More.GONE)
+            return
+        yield Piece(digest, b"", More.LAST)
+        found, chunks = cutter.result()
+        if found == digest:
+            self._lists.put(digest, chunks)
+
+    def _hashes(self, digest: Digest, unit: int) -> bytes:
+        chunks = self._lists.get(digest, unit)
+        return chunks.hashes if chunks else b""
+
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
-            self._stage.receive(self._foreseeing(batches), self._keep)
+            self._stage.receive(self._foreseeing(batches), self._keep, self._held.spans)
 
     def _foreseeing(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
         for batch in batches:

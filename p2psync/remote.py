@@ -21,10 +21,13 @@ from p2psync.calls import (
     AnyChanges,
     AnyContents,
     AnyDigests,
+    AnySources,
     Apply,
     Bases,
     Changes,
     Close,
+    Cut,
+    Differences,
     Failure,
     Files,
     GetMark,
@@ -38,6 +41,7 @@ from p2psync.calls import (
     Rehash,
     Remint,
     Scan,
+    Sources,
     Stage,
     Take,
     Texts,
@@ -51,10 +55,12 @@ from p2psync.calls import (
     weight,
 )
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Digest, Entry, Transition, needs_content
+from p2psync.core.model import NO_DIGEST, Digest, Entry, Transition, needs_content
 from p2psync.core.pace import Compress
 from p2psync.core.replica import (
+    AnyDigest,
     Applied,
+    Ask,
     Change,
     Content,
     Count,
@@ -65,7 +71,9 @@ from p2psync.core.replica import (
     Piece,
     Point,
     Scanned,
+    Source,
     Taken,
+    Want,
 )
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import P2PSyncError, PeerError, ProtocolError, Unreachable
@@ -334,6 +342,30 @@ class RemoteReplica:
             for pieces in self._stream(Read(batch), list[Piece]):
                 check_among((piece.digest for piece in pieces), asked)
                 yield pieces
+
+    def cut(self, contents: Sequence[Content]) -> list[Digest]:
+        """See `Replica.cut`."""
+        known: list[Digest] = []
+        for batch in batches(contents, lambda _: 100):
+            part = self._ask(Cut(batch), list[AnyDigest])
+            check_among(part, {content.digest for content in batch})
+            known += part
+        return known
+
+    def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
+        """See `Replica.sources`."""
+        sources = self._ask(Sources(list(asks)), AnySources)
+        check_length(sources, asks)
+        for found, ask in zip(sources, asks, strict=True):
+            check_among((source.digest for source in found), {*ask.bases, NO_DIGEST})
+        return sources
+
+    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
+        """See `Replica.differences`."""
+        asked = {want.content.digest for want in wants}
+        for pieces in self._stream(Differences(list(wants)), list[Piece]):
+            check_among((piece.digest for piece in pieces), asked)
+            yield pieces
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """See `Replica.stage`."""

@@ -20,6 +20,7 @@ from p2psync.core.model import Action, Digest, Entry, Problem, Transition, actio
 from p2psync.core.paths import SIDECAR, is_reserved, shown
 from p2psync.core.replica import (
     Applied,
+    Ask,
     Change,
     Content,
     Found,
@@ -30,7 +31,9 @@ from p2psync.core.replica import (
     Point,
     Replica,
     Scanned,
+    Source,
     Taken,
+    Want,
 )
 from p2psync.core.vector import ReplicaId
 from p2psync.disk import OPEN_DIRECTORY
@@ -259,6 +262,18 @@ class ReadOnly:
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """See `Replica.read`."""
         return self._replica.read(digests)
+
+    def cut(self, contents: Sequence[Content]) -> list[Digest]:
+        """See `Replica.cut`."""
+        return self._replica.cut(contents)
+
+    def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
+        """Hold nothing: `prepare` lacked nothing."""
+        return [[] for _ in asks]
+
+    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
+        """See `Replica.differences`."""
+        return self._replica.differences(wants)
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Refuse: `prepare` lacked nothing.

@@ -25,6 +25,8 @@ from p2psync.calls import (
     Bases,
     Changes,
     Close,
+    Cut,
+    Differences,
     Failure,
     Files,
     GetMark,
@@ -38,6 +40,7 @@ from p2psync.calls import (
     Rehash,
     Remint,
     Scan,
+    Sources,
     Stage,
     Take,
     Texts,
@@ -252,6 +255,12 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return replica.take()
         case Read(digests):
             return replica.read(digests)
+        case Cut(contents):
+            return [replica.cut(contents)]
+        case Sources(asks):
+            return [replica.sources(asks)]
+        case Differences(wants):
+            return replica.differences(wants)
         case Stage():
             replica.stage(_incoming(connection, list[Piece]))
             return [None]

@@ -11,9 +11,11 @@ import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from xxhash import xxh3_128, xxh3_128_digest
 
+from p2psync.core.chunking import WORTH_BYTES
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
 from p2psync.core.paths import ancestors, split
@@ -22,16 +24,25 @@ from p2psync.disk import (
     OPEN_DIRECTORY,
     OPEN_FILE,
     Root,
-    blocks_of,
+    Span,
+    copy_span,
+    digest_of,
     hash_file,
+    lstat,
     open_file,
     size_below,
     stat_of,
     sweep,
     write_all,
+    write_sparse,
 )
 from p2psync.errors import ProtocolError
 
+Blocks = Iterator[bytes | Span]
+"""Contents of a file, one after the other: bytes, or where they are."""
+
+_LEFT_OVER = b"partial"
+"""Folder of the sidecar for what broken runs left of large files, named by the digest of the whole."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -43,6 +54,7 @@ class Stage:
         with contextlib.suppress(FileExistsError):
             os.mkdir("stage", 0o700, dir_fd=sidecar)
         self._root = Root(os.open("stage", OPEN_DIRECTORY, dir_fd=sidecar), make=True)
+        self._left_over = Root(os.dup(sidecar))
         self._wanted: dict[bytes, Entry] = {}
         self._waiting: dict[Digest, list[bytes]] = {}
         self._stats: dict[bytes, Stat] = {}
@@ -52,6 +64,7 @@ class Stage:
     def close(self) -> None:
         """Close all descriptors."""
         self._root.close()
+        self._left_over.close()
 
     def expect(self, transitions: Iterable[Transition]) -> list[Content]:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for."""
@@ -88,10 +101,20 @@ class Stage:
 
     # -- contents
 
-    def receive(self, batches: Iterable[list[Piece]], keep: Callable[[Digest, bytes], None]) -> None:
-        """Take in contents as they arrive; whole small ones are also offered to `keep`.
+    def receive(
+        self,
+        batches: Iterable[list[Piece]],
+        keep: Callable[[Digest, bytes], None],
+        held: Callable[[Digest, int, int], Iterator[Span]] = lambda *run: iter(()),
+    ) -> None:
+        """Take in contents as they arrive.
 
         What nothing waits for, or does not match its digest, is dropped.
+
+        Args:
+            batches: the contents, in pieces.
+            keep: is offered whole small ones.
+            held: tells where chunks are that are held here: of which contents, from which on, how many.
 
         Raises:
             ProtocolError: the pieces of a file do not follow one another.
@@ -101,13 +124,16 @@ class Stage:
             if piece.more is More.GONE:
                 continue
             if piece.more is More.MORE:
-                self.fill(piece.digest, _whole(piece, pieces))
+                self.fill(piece.digest, _whole(piece, pieces, held))
             elif self.put(piece.digest, piece.data):
                 keep(piece.digest, piece.data)
 
     def copy(self, digest: Digest, source: int) -> bool:
         """Stage the contents of the open file `source`; False if they are not those of `digest`."""
-        return self.fill(digest, blocks_of(source))
+        size = os.fstat(source).st_size
+        if size <= MAX_TEXT:
+            return self.put(digest, os.read(source, size))
+        return self.fill(digest, iter((Span(source, 0, size),)))
 
     def put(self, digest: Digest, data: bytes) -> bool:
         """Write contents that are in memory; see `fill`."""
@@ -128,7 +154,7 @@ class Stage:
             del self._waiting[digest]
         return written
 
-    def fill(self, digest: Digest, blocks: Iterator[bytes]) -> bool:
+    def fill(self, digest: Digest, blocks: Blocks) -> bool:
         """Write contents wherever they are waited for; False if they are not, or not those of `digest`."""
         whole: bytes | None = None
         trouble: OSError | None = None
@@ -153,12 +179,12 @@ class Stage:
             del self._waiting[digest]
         return whole is not None
 
-    def _staged(self, path: bytes) -> Iterator[bytes]:
+    def _staged(self, path: bytes) -> Blocks:
         """Yield what has been staged for a path."""
         directory, name = self._parent(path)
         fd = open_file(name, directory)
         try:
-            yield from blocks_of(fd)
+            yield Span(fd, 0, self._wanted[path].size)
         finally:
             os.close(fd)
 
@@ -205,7 +231,7 @@ class Stage:
             return None
         try:
             if entry.size > MAX_TEXT:
-                return _write(name, here, entry, blocks_of(fd))
+                return _write(name, here, entry, iter((Span(fd, 0, entry.size),)))
             data = os.read(fd, entry.size + 1)
         finally:
             os.close(fd)
@@ -280,14 +306,27 @@ class Stage:
         """Remove all that is staged: nothing waits for it."""
         self._wanted, self._waiting, self._stats, self._new, self._trouble = {}, {}, {}, {}, {}
         sweep(self._root, b"", lambda path, name, directory: False)
+        sweep(self._left_over, _LEFT_OVER, lambda path, name, directory: False)
+
+    def left_over(self, digest: Digest) -> int | None:
+        """Open what a broken run left of large contents; None: nothing."""
+        try:
+            return open_file(digest.hex().encode(), self._left_over.directory(_LEFT_OVER))
+        except OSError:
+            return None
 
     def _adopt(self, path: bytes, name: bytes, directory: int) -> bool:
-        """Use a file that a broken run left, if it is whole and still wanted."""
+        """Use what a broken run left, if it is whole and still wanted; keep what there is of a large file."""
         entry = self._wanted.get(path)
         if entry is None or entry.kind is not Kind.FILE:
             return False
         try:
             if hash_file(name, directory)[0] != entry.digest:
+                if lstat(name, directory).st_size >= WORTH_BYTES:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(_LEFT_OVER, 0o700, dir_fd=self._left_over.fd)
+                    parts = self._left_over.directory(_LEFT_OVER)
+                    os.rename(name, entry.digest.hex(), src_dir_fd=directory, dst_dir_fd=parts)
                 return False
             fd = open_file(name, directory)
             try:
@@ -299,7 +338,7 @@ class Stage:
         return True
 
 
-def _write(name: bytes, directory: int, entry: Entry, blocks: Iterator[bytes]) -> Stat | None:
+def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | None:
     """Write a file of the stage; None if its contents are not what was wanted.
 
     Raises:
@@ -318,16 +357,24 @@ def _write(name: bytes, directory: int, entry: Entry, blocks: Iterator[bytes]) -
     return None
 
 
-def _write_blocks(fd: int, blocks: Iterator[bytes], entry: Entry) -> bool:
+def _write_blocks(fd: int, blocks: Blocks, entry: Entry) -> bool:
     """Write the contents of a file; False if they are not what was wanted."""
-    state, left = xxh3_128(), entry.size
+    state, left, copied = xxh3_128(), entry.size, False
     for block in blocks:
-        left -= len(block)
+        left -= block.size if isinstance(block, Span) else len(block)
         if left < 0:  # a peer must not fill the disk with what was announced as small
             return False
-        state.update(block)
-        write_all(fd, block)
-    return state.digest() == entry.digest
+        if isinstance(block, Span):
+            copied = True
+            copy_span(block, fd)
+        else:
+            state.update(block)
+            write_sparse(fd, block)
+    os.ftruncate(fd, entry.size - left)  # it may end with a hole
+    if not copied:
+        return state.digest() == entry.digest
+    os.lseek(fd, 0, os.SEEK_SET)
+    return digest_of(fd) == entry.digest
 
 
 def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat:
@@ -352,12 +399,16 @@ def _dress(fd: int, entry: Entry) -> Stat:
     return stat_of(os.fstat(fd))
 
 
-def _whole(first: Piece, pieces: Iterator[Piece]) -> Iterator[bytes]:
+def _whole(
+    first: Piece, pieces: Iterator[Piece], held: Callable[[Digest, int, int], Iterator[Span]]
+) -> Blocks:
     """Yield all that belongs to the file that begins with `first`."""
-    yield first.data
-    for piece in pieces:
+    for piece in chain((first,), pieces):
         if piece.digest != first.digest:
             raise ProtocolError("the peer mixed up the contents of two files")
-        yield piece.data
+        if piece.chunks:
+            yield from held(piece.digest, piece.first, piece.chunks)
+        else:
+            yield piece.data
         if piece.more is not More.MORE:
             return

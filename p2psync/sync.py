@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from xxhash import xxh3_128_digest
 
+from p2psync.core.chunking import likely_bases
 from p2psync.core.guard import HALF, MaxDelete, deleted, is_too_much, plan_id
 from p2psync.core.merge import merge
 from p2psync.core.model import (
@@ -27,12 +28,27 @@ from p2psync.core.model import (
 )
 from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
-from p2psync.core.replica import Content, Home, Identity, Mark, More, Name, Piece, Replica, Scanned
+from p2psync.core.replica import (
+    Ask,
+    Content,
+    Home,
+    Identity,
+    Mark,
+    More,
+    Name,
+    Piece,
+    Replica,
+    Scanned,
+    Want,
+)
 from p2psync.core.vector import Stamp
 from p2psync.errors import GuardTripped
 
 BATCH = 5000
 """Paths or contents asked about at once: a message of well under a MiB."""
+
+LARGE_BATCH = 16
+"""Large contents at once: of each of them both sides know all chunks."""
 
 _T = TypeVar("_T")
 
@@ -154,9 +170,11 @@ class Session:
                 raise GuardTripped(result.refusal)
             if plan.decided:
                 self._home.use_stamp(stamp)
+            self._transferred = 0
             lacking = [side.replica.prepare(side.transitions) if side.transitions else [] for side in sides]
             for side, other, missing in zip(sides, sides[::-1], lacking, strict=True):
-                result.transferred += self._stage(side, other, missing, texts)
+                self._stage(side, other, missing, texts)
+            result.transferred = self._transferred
             self._apply(sides)
             self._acknowledge(home, peer, plan)
         result.seconds = time.monotonic() - started
@@ -246,32 +264,51 @@ class Session:
 
     # -- stage
 
-    def _stage(self, side: Side, other: Side, missing: Sequence[Content], texts: dict[Digest, bytes]) -> int:
-        """Bring to `side` the contents that it lacks; return how many bytes came from the other."""
+    def _stage(self, side: Side, other: Side, missing: Sequence[Content], texts: dict[Digest, bytes]) -> None:
+        """Bring to `side` the contents that it lacks."""
         merged = [content.digest for content in missing if content.digest in texts]
         if merged:
             side.replica.stage([Piece(digest, texts[digest], More.LAST)] for digest in merged)
         rest = [content for content in missing if content.digest not in texts]
         if not rest:
-            return 0
-        size = sum(content.size for content in rest)
-        self._progress.begin("copying", len(rest), size)
-        if self._near:
-            rest = list(self._take(side))
+            return
+        self._progress.begin("copying", len(rest), sum(content.size for content in rest))
+        rest = [*self._take(side)] if self._near else [*self._stage_differences(side, other, rest)]
         if rest:
             side.replica.stage(self._watched(other.replica.read([content.digest for content in rest])))
-        return size
+
+    def _stage_differences(self, side: Side, other: Side, missing: Sequence[Content]) -> Sequence[Content]:
+        """Bring to `side` large contents of which it holds parts; return what it still lacks."""
+        bases = likely_bases(side.transitions)
+        sizes = {content.digest: content for content in missing if content.digest in bases}
+        if not sizes:
+            return missing
+        for batch in _batches([*sizes.values()], LARGE_BATCH):
+            asked = [Content(base, size) for digest, size in batch for base in bases[digest]]
+            known = set(other.replica.cut(asked)) if asked else set()
+            asks = [
+                Ask(content, bases[content.digest], [base for base in bases[content.digest] if base in known])
+                for content in batch
+            ]
+            found = zip(batch, side.replica.sources(asks), strict=True)
+            wants = [Want(content, sources) for content, sources in found if sources]
+            if wants:
+                side.replica.stage(self._watched(other.replica.differences(wants)))
+        return list(self._take(side))
 
     def _take(self, side: Side) -> Iterator[Content]:
         """Have a side take what it can from the other's tree; yield what it lacks then."""
         for taken in side.replica.take():
+            self._transferred += taken.size
             self._progress.advance(taken.files, taken.size)
             yield from taken.lacking
 
     def _watched(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
         for batch in batches:
             files = sum(piece.more is not More.MORE for piece in batch)
-            self._progress.advance(files, sum(len(piece.data) for piece in batch))
+            size = sum(len(piece.data) for piece in batch)
+            self._transferred += size
+            self._progress.advance(files, size + sum(piece.size for piece in batch))
             yield batch
 
     # -- apply
@@ -341,8 +378,8 @@ def _look_up(replica: Replica, names: Sequence[Name], known: dict[bytes, Entry])
     return ignored
 
 
-def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+def _batches(items: Sequence[_T], size: int = BATCH) -> Iterator[Sequence[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 _Item = TypeVar("_Item")

@@ -35,14 +35,17 @@ MAY_USE = {  # besides the core, which all may use
     "take": "bases disk stage workers",
     "history": "disk",
     "contents": "bases disk history manifest",
-    "collect": "bases contents disk history manifest",
+    "chunks": "disk",
+    "held": "chunks contents disk",
+    "collect": "bases chunks contents disk history manifest",
     "undo": "disk errors local manifest",
     "render_log": "local render undo",
     "apply": "disk history stage",
     "database": "errors",
     "manifest": "database errors",
     "watcher": "scan",
-    "local": "apply bases collect config contents disk errors history manifest root scan stage take watcher",
+    "local": "apply bases chunks collect config contents disk errors held history manifest root scan stage"
+    " take watcher",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",
@@ -77,6 +80,7 @@ MAY_USE = {  # besides the core, which all may use
 PURE = {
     *(
         "__future__",
+        "array",
         "base64",
         "collections",
         "dataclasses",
@@ -98,6 +102,7 @@ BELONGS_TO = {
     "ctypes": "disk",
     "fcntl": "connect local ssh watcher watchfile workers",
     "watchdog": "watcher",
+    "pyfastcdc": "chunks",
     "random": "run serve watch",
 }
 HEAVY = {"rich", "tomlkit", "subprocess", "asyncio", "multiprocessing", "watchdog"}

@@ -45,6 +45,7 @@ from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import (
     Applied,
+    Ask,
     Change,
     Content,
     Found,
@@ -55,7 +56,9 @@ from p2psync.core.replica import (
     Piece,
     Point,
     Scanned,
+    Source,
     Taken,
+    Want,
 )
 from p2psync.core.vector import ReplicaId, Version
 from p2psync.errors import (
@@ -138,6 +141,18 @@ class Fake:
         for wanted in digests:
             data = self.held.get(wanted)
             yield [Piece(wanted, data or b"", More.GONE if data is None else More.LAST)]
+
+    def cut(self, contents: Sequence[Content]) -> list[Digest]:
+        return [content.digest for content in contents if content.digest in self.held]
+
+    def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
+        return [[Source(base, b"12345678") for base in ask.bases] for ask in asks]
+
+    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
+        for content, sources in wants:
+            for source in sources:
+                yield [Piece(content.digest, source.hashes, More.MORE, 1, 2, 3)]
+            yield from self.read([content.digest])
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         for piece in (piece for batch in batches for piece in batch):

@@ -99,6 +99,32 @@ class Content(NamedTuple):
     size: Count
 
 
+class Ask(NamedTuple):
+    """A question: what is held that large contents may be made of?"""
+
+    content: Content
+    bases: list[AnyDigest]
+    """Contents that they may be like."""
+    known: list[AnyDigest]
+    """Those among these of which the other side knows how they are cut."""
+
+
+class Source(NamedTuple):
+    """A file that is held, and may be like contents that are lacking."""
+
+    digest: Annotated[Digest, msgspec.Meta(max_length=16)]
+    """Of its contents; empty: they are what a broken transfer left."""
+    hashes: bytes
+    """Of its chunks, one after the other; empty: the other side knows them."""
+
+
+class Want(NamedTuple):
+    """Large contents, and what is held there that they may be made of."""
+
+    content: Content
+    sources: list[Source]
+
+
 class More(IntEnum):
     """What follows a piece of content."""
 
@@ -114,11 +140,20 @@ class Piece(NamedTuple):
     digest: AnyDigest
     data: bytes
     more: More
+    first: Count = 0
+    """Instead of data: so many chunks from this one on, counted through all sources that were told."""
+    chunks: Count = 0
+    size: Count = 0
+    """Bytes of these chunks."""
 
 
 PIECE_BYTES = 1024 * 1024
 """A piece holds at most this much, so that a text that may be merged is one piece; a batch of pieces
 holds at most twice as much."""
+
+
+MAX_PIECES = 1000
+"""In a batch, at most."""
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True):
@@ -193,6 +228,18 @@ class Replica(Protocol):
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """Yield the contents with these digests, in their order, in batches of pieces."""
+
+    def cut(self, contents: Sequence[Content]) -> list[Digest]:
+        """Return those contents of which this replica knows how they are cut by the unit for such a size."""
+
+    def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
+        """Return what is held of each of the contents that `prepare` lacked.
+
+        Good until the next call: `stage` takes runs of their chunks from there.
+        """
+
+    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
+        """Yield contents as `read` does, but with runs of chunks where a source has the same."""
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in what `prepare` lacked, verified; what does not match its digest is dropped (I8)."""

@@ -1,0 +1,314 @@
+"""Large files: what both sides hold is not sent again, a broken transfer goes on, and every byte is right."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyfastcdc.cy import FastCDC as Compiled
+from pyfastcdc.py import FastCDC as Plain
+from xxhash import xxh3_64_hexdigest
+
+from p2psync import chunks
+from p2psync.chunks import ChunkLists, cut_all
+from p2psync.connect import connect_local
+from p2psync.core.chunking import Chunks
+from p2psync.core.replica import Ask, Piece, Source, Want
+from p2psync.disk import OPEN_DIRECTORY
+from p2psync.errors import PeerError
+from p2psync.local import LocalReplica
+from p2psync.remote import RemoteReplica
+from p2psync.run import open_replica
+from p2psync.sync import Result
+from tests.support import (
+    digest,
+    do_not_wait_for_disk,
+    history,
+    new_replica,
+    opened,
+    snapshot,
+    sync_open,
+    write,
+)
+
+UNIT = 16 << 10
+SMALL_CHANGE = 6 * UNIT
+"""What an edit of a few bytes may send: the chunks that it is in, or next to."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+def noise(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+DATA = noise(1 << 20)
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    do_not_wait_for_disk(monkeypatch)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Two replicas with the same file."""
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    (here / "file").write_bytes(DATA)
+    synced(here, there)
+    return here, there
+
+
+def synced(here: Path, there: Path) -> Result:
+    """Sync two replicas as if the second were on another machine; they are the same then."""
+    with opened(here) as home, contextlib.closing(far(there)) as peer:
+        result = sync_open(home, peer)
+    assert result.in_step
+    assert snapshot(here) == snapshot(there)
+    return result
+
+
+def far(root: Path) -> RemoteReplica:
+    return connect_local(os.fsencode(root), open_replica, create=False)
+
+
+def edited(path: Path, data: bytes) -> None:
+    write(os.fsencode(path), data)
+
+
+INSERTED = DATA[: 1 << 19] + b"x" * 100 + DATA[1 << 19 :]
+OVERWRITTEN = DATA[: 1 << 19] + b"x" * 100 + DATA[(1 << 19) + 100 :]
+
+
+@pytest.mark.parametrize("side", ["here", "there"])
+@pytest.mark.parametrize(
+    "data",
+    [INSERTED, OVERWRITTEN, DATA + b"x" * 100, DATA[:-100], DATA[100:], DATA[: 1 << 19] * 2],
+    ids=["inserted", "overwritten", "appended", "cut short", "beginning gone", "doubled"],
+)
+def test_of_an_edited_file_only_what_changed_is_sent(pair: tuple[Path, Path], side: str, data: bytes) -> None:
+    root = pair[side == "there"]
+    edited(root / "file", data)
+    assert synced(*pair).transferred < SMALL_CHANGE
+    assert history(pair[side == "here"]) == [DATA]
+
+
+def test_who_sent_a_version_needs_not_be_told_what_the_other_has(pair: tuple[Path, Path]) -> None:
+    assert hashes_told_for(pair, pair[0], OVERWRITTEN) == [False]
+    assert hashes_told_for(pair, pair[1], INSERTED) == [True]  # it was given it, and has not cut it
+    assert hashes_told_for(pair, pair[1], DATA) == [False]
+
+
+def hashes_told_for(pair: tuple[Path, Path], sender: Path, data: bytes) -> list[bool]:
+    """Edit the file of `sender` and sync; return of which sources it was told the chunks."""
+    told: list[bool] = []
+    edited(sender / "file", data)
+    with opened(pair[0]) as home, opened(pair[1]) as peer:
+        replica = home if sender == pair[0] else peer
+        real = replica.differences
+
+        def differences(wants: Sequence[Want]) -> Iterator[list[Piece]]:
+            told.extend(bool(source.hashes) for want in wants for source in want.sources)
+            return real(wants)
+
+        replica.differences = differences  # type: ignore[method-assign]
+        assert sync_open(home, peer).transferred < SMALL_CHANGE
+    return told
+
+
+def test_what_was_moved_and_edited_is_made_of_what_was_there(pair: tuple[Path, Path]) -> None:
+    (pair[0] / "file").rename(pair[0] / "renamed")
+    edited(pair[0] / "renamed", INSERTED)
+    assert synced(*pair).transferred < SMALL_CHANGE
+
+
+def test_what_only_moved_is_not_sent_at_all(pair: tuple[Path, Path]) -> None:
+    (pair[0] / "file").rename(pair[0] / "renamed")
+    assert synced(*pair).transferred == 0
+
+
+def test_nothing_in_common_is_sent_whole(pair: tuple[Path, Path]) -> None:
+    edited(pair[0] / "file", noise(1 << 20, 2))
+    assert synced(*pair).transferred == 1 << 20
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, 1 << 20), st.integers(0, 1 << 18), st.binary(max_size=3 * UNIT)), max_size=4
+    )
+)
+def test_whatever_is_edited_arrives(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int, bytes]]
+) -> None:
+    folder = tmp_path_factory.mktemp("edits")
+    here, there = new_replica(folder / "here"), new_replica(folder / "there")
+    data = DATA
+    for root in (here, there):
+        for at, gone, new in edits:
+            data = data[:at] + new + data[at + gone :]
+        edited(root / "file", data)
+        synced(here, there)
+
+
+# -- what goes wrong
+
+
+def test_a_base_that_is_not_what_it_is_said_to_be_is_found_out_and_all_is_sent(
+    pair: tuple[Path, Path],
+) -> None:
+    """As if a file was written to in the instant after it was looked at."""
+    edited(pair[0] / "file", INSERTED)
+    with opened(pair[0]) as home, opened(pair[1]) as peer:
+        real = peer.sources
+
+        def sources(asks: Sequence[Ask]) -> list[list[Source]]:
+            found = real(asks)
+            with (pair[1] / "file").open("r+b") as file:
+                file.write(b"edited")
+            os.utime(pair[1] / "file", ns=(0, 0))
+            return found
+
+        peer.sources = sources  # type: ignore[method-assign]
+        result = sync_open(home, peer)
+    assert result.transferred > 1 << 20
+    assert [problem.path for problem in result.peer.problems] == [b"file"]
+    assert (pair[1] / "file").read_bytes() == b"edited" + DATA[6:]
+
+
+def test_wrong_chunk_lists_cost_a_transfer_and_nothing_else(pair: tuple[Path, Path]) -> None:
+    for root in pair:
+        with replica_lists(root) as lists:
+            _, found = cut_all(os.open(root / "file", os.O_RDONLY), UNIT)
+            lists.put(digest(DATA), Chunks(UNIT, array("I", reversed(found.lengths)), found.hashes))
+    edited(pair[0] / "file", INSERTED)
+    assert synced(*pair).transferred > 1 << 20
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00", b"\xff" * 100, b"\x94\x01\xcd\x40\x00\xc4\x01a\xc4\x00"])
+def test_damaged_chunk_lists_are_made_anew(pair: tuple[Path, Path], damage: bytes) -> None:
+    for file in (pair[0] / ".p2psync" / "chunks").iterdir():
+        file.write_bytes(damage)
+    edited(pair[0] / "file", INSERTED)
+    assert synced(*pair).transferred < SMALL_CHANGE
+
+
+@contextlib.contextmanager
+def replica_lists(root: Path) -> Iterator[ChunkLists]:
+    fd = os.open(root / ".p2psync", OPEN_DIRECTORY)
+    lists = ChunkLists(fd)
+    yield lists
+    lists.close()
+    os.close(fd)
+
+
+def broken_after(size: int, replica: LocalReplica) -> None:
+    """Have `replica` send no more than about so many bytes."""
+
+    def cut_off(batches: Iterator[list[Piece]]) -> Iterator[list[Piece]]:
+        sent = 0
+        for batch in batches:
+            yield batch
+            sent += sum(len(piece.data) for piece in batch)
+            if sent >= size:
+                raise PeerError("the connection broke")
+
+    read, differences = replica.read, replica.differences
+    replica.read = lambda digests: cut_off(read(digests))  # type: ignore[method-assign]
+    replica.differences = lambda wants: cut_off(differences(wants))  # type: ignore[method-assign]
+
+
+def test_a_broken_transfer_goes_on_where_it_was(tmp_path: Path) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    data = noise(8 << 20)
+    (here / "file").write_bytes(data)
+    for sent in (2 << 20, 3 << 20):
+        with opened(here) as home, opened(there) as peer:
+            broken_after(sent, home)
+            with pytest.raises(PeerError, match="broke"):
+                sync_open(home, peer)
+    assert synced(here, there).transferred < (3 << 20) + SMALL_CHANGE
+    assert not list((there / ".p2psync" / "partial").iterdir())
+
+
+def test_what_is_left_of_another_version_is_used_too(tmp_path: Path) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    data = noise(4 << 20)
+    (here / "file").write_bytes(data)
+    with opened(here) as home, opened(there) as peer:
+        broken_after(3 << 20, home)
+        with pytest.raises(PeerError):
+            sync_open(home, peer)
+    edited(here / "file", b"x" + data)
+    assert synced(here, there).transferred < (1 << 20) + SMALL_CHANGE
+
+
+def test_sparse_files_stay_sparse(tmp_path: Path) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    with (here / "file").open("wb") as file:
+        file.seek(30 << 20)
+        file.write(noise(1 << 20))
+        file.truncate(64 << 20)
+    synced(here, there)
+    assert (there / "file").stat().st_blocks * 512 <= 2 << 20
+    with (here / "file").open("r+b") as file:
+        file.seek(40 << 20)
+        file.write(b"edited")
+    synced(here, there)
+    assert (there / "file").stat().st_blocks * 512 <= 2 << 20
+
+
+# -- how files are cut
+
+
+def test_where_a_file_is_cut_never_changes() -> None:
+    """Two machines have to cut alike, and two releases: raise the protocol's number if this must change."""
+    fd = os.memfd_create("data")
+    os.write(fd, DATA)
+    os.lseek(fd, 0, os.SEEK_SET)
+    found, how = cut_all(fd, UNIT)
+    assert found == digest(DATA)
+    assert sum(how.lengths) == len(DATA)
+    assert (len(how.lengths), xxh3_64_hexdigest(how.lengths.tobytes() + how.hashes)) == PINNED
+
+
+PINNED = (43, "92f415b43cdd048c")
+
+
+@pytest.mark.parametrize("cutter", [Compiled, Plain])
+def test_it_is_cut_alike_where_the_library_was_not_compiled(cutter: type) -> None:
+    data = DATA[: 1 << 18]
+    fd = os.memfd_create("data")
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    _, how = cut_all(fd, UNIT)
+    made = cutter(UNIT, min_size=UNIT, max_size=4 * UNIT, normalized_chunking=1, seed=0)
+    assert [chunk.length for chunk in made.cut_buf(data)] == list(how.lengths)
+
+
+def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = os.open(tmp_path, OPEN_DIRECTORY)
+    lists = ChunkLists(fd)
+    one = Chunks(UNIT, array("I", [1]), b"12345678")
+    for data in (b"held", b"gone"):
+        lists.put(digest(data), one)
+    assert lists.get(digest(b"held"), UNIT) == one
+    assert lists.get(digest(b"held"), 2 * UNIT) is None
+    assert lists.get(digest(b"other"), UNIT) is None
+    lists.collect(lambda found: found == digest(b"held"))
+    assert lists.get(digest(b"gone"), UNIT) == one
+    monkeypatch.setattr(chunks, "KEEP_SECONDS", -1.0)
+    lists.collect(lambda found: found == digest(b"held"))
+    assert lists.get(digest(b"held"), UNIT) == one
+    assert lists.get(digest(b"gone"), UNIT) is None
+    lists.close()
+    os.close(fd)
