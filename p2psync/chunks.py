@@ -17,8 +17,9 @@ from typing import NamedTuple
 import msgspec
 from xxhash import xxh3_64_digest, xxh3_128
 
-from p2psync.core.chunking import Chunks
+from p2psync.core.chunking import HASH_BYTES, Chunks
 from p2psync.core.model import Digest
+from p2psync.core.replica import Cuts
 from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE
 
 _RULES = 1
@@ -67,7 +68,7 @@ class Cutter:
         with open(self._fd, "rb", buffering=0, closefd=False) as file:
             for chunk in cutter.cut_stream(file):
                 data = chunk.data
-                value = xxh3_64_digest(data)
+                value = xxh3_64_digest(data)[:HASH_BYTES]
                 self._state.update(data)
                 self._lengths.append(len(data))
                 self._hashes += value
@@ -75,7 +76,7 @@ class Cutter:
 
     def result(self) -> tuple[Digest, Chunks]:
         """Return the digest of all that was cut, and how it was."""
-        return Digest(self._state.digest()), Chunks(self._unit, self._lengths, bytes(self._hashes))
+        return Digest(self._state.digest()), Chunks(self._lengths, bytes(self._hashes))
 
 
 def cut_all(fd: int, unit: int) -> tuple[Digest, Chunks]:
@@ -89,8 +90,7 @@ def cut_all(fd: int, unit: int) -> tuple[Digest, Chunks]:
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
     rules: int
     unit: int
-    lengths: bytes
-    hashes: bytes
+    cuts: Cuts
 
 
 class ChunkLists:
@@ -113,13 +113,11 @@ class ChunkLists:
                 stored = msgspec.msgpack.decode(file.read(), type=_Stored)
         except (OSError, msgspec.MsgspecError):
             return None
-        lengths = array("I", stored.lengths) if len(stored.lengths) % 4 == 0 else array("I")
-        chunks = Chunks(stored.unit, lengths, stored.hashes)
-        return chunks if (stored.rules, stored.unit) == (_RULES, unit) and lengths else None
+        return stored.cuts.chunks() if (stored.rules, stored.unit) == (_RULES, unit) else None
 
-    def put(self, digest: Digest, chunks: Chunks) -> None:
+    def put(self, digest: Digest, unit: int, chunks: Chunks) -> None:
         """Remember how contents are cut; what cannot be written is found out again when it is needed."""
-        stored = _Stored(_RULES, chunks.unit, chunks.lengths.tobytes(), chunks.hashes)
+        stored = _Stored(_RULES, unit, Cuts.of(chunks))
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.suppress(OSError):
             with open(os.open("new", flags, 0o600, dir_fd=self._fd), "wb") as file:

@@ -5,27 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from p2psync.chunks import ChunkLists, cut_all
 from p2psync.contents import Contents
-from p2psync.core.chunking import Chunks, ranges, unit_of
+from p2psync.core.chunking import Chunks, unit_of
 from p2psync.core.model import NO_DIGEST, Digest
-from p2psync.core.replica import Ask, Source
+from p2psync.core.replica import Ask, Cuts, Source
 from p2psync.disk import Span
-
-
-@dataclass
-class _Base:
-    """A file that is held."""
-
-    digest: Digest
-    """`NO_DIGEST`: what a broken transfer left."""
-    unit: int
-    chunks: Chunks | None = None
-    """None: not cut yet."""
-    starts: Sequence[int] = ()
-    """Where each chunk begins, and the last one ends."""
 
 
 class Held:
@@ -44,7 +30,7 @@ class Held:
         self._contents = contents
         self._lists = lists
         self._left_over = left_over
-        self._bases: dict[Digest, list[_Base]] = {}
+        self._sources: dict[Digest, list[Digest]] = {}
         self._opened = ExitStack()
         self._current = NO_DIGEST
         self._fds: list[int | None] = []
@@ -55,51 +41,34 @@ class Held:
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Tell what contents may be made of; see `Replica.sources`."""
-        self._bases, self._current = {}, NO_DIGEST
-        return [self._sources(ask) for ask in asks]
+        self._sources, self._current = {}, NO_DIGEST
+        return [self._sources_of(ask) for ask in asks]
 
-    def _sources(self, ask: Ask) -> list[Source]:
-        wanted = ask.content.digest
+    def _sources_of(self, ask: Ask) -> list[Source]:
+        wanted, size = ask.content
         found = []
-        bases = self._bases[wanted] = []
         for digest in (*ask.bases, NO_DIGEST):
             with self._file(wanted, digest) as fd:
-                if fd is None:
-                    continue
-                base = _Base(digest, unit_of(ask.content.size))
-                hashes = b"" if digest in ask.known else self._cut(base, fd).hashes
-            bases.append(base)
-            found.append(Source(digest, hashes))
+                if fd is not None:
+                    cuts = None if digest in ask.known else Cuts.of(self._cut(digest, unit_of(size), fd))
+                    found.append(Source(digest, cuts))
+        self._sources[wanted] = [source.digest for source in found]
         return found
 
-    def spans(self, wanted: Digest, first: int, count: int) -> Iterator[Span]:
-        """Yield where a run of chunks is, counted through all the sources that were told for `wanted`.
-
-        Nothing where there are no such chunks: what is made without them will not have its digest.
-        """
-        self._open(wanted)
-        for base, fd in zip(self._bases.get(wanted, ()), self._fds, strict=False):
-            if fd is None or count <= 0:
-                return
-            here = len(self._cut(base, fd).lengths)
-            if first < here:
-                end = min(first + count, here)
-                yield Span(fd, base.starts[first], base.starts[end] - base.starts[first])
-                first, count = end, count - (end - first)
-            first -= here
-
-    def _open(self, wanted: Digest) -> None:
-        """Have the files of one contents' sources open, and no others."""
+    def span(self, wanted: Digest, source: int, offset: int, size: int) -> Span | None:
+        """Return a part of one of the sources that were told for `wanted`; None: there is none."""
         if wanted != self._current:
             self._opened.close()
             self._opened, self._current = ExitStack(), wanted
-            files = (self._file(wanted, base.digest) for base in self._bases.get(wanted, ()))
+            files = (self._file(wanted, digest) for digest in self._sources.get(wanted, ()))
             self._fds = [self._opened.enter_context(file) for file in files]
+        fd = self._fds[source] if source < len(self._fds) else None
+        return Span(fd, offset, size) if fd is not None else None
 
     @contextmanager
-    def _file(self, wanted: Digest, base: Digest) -> Iterator[int | None]:
-        if base != NO_DIGEST:
-            with self._contents.opened(base) as fd:
+    def _file(self, wanted: Digest, source: Digest) -> Iterator[int | None]:
+        if source != NO_DIGEST:
+            with self._contents.opened(source) as fd:
                 yield fd
             return
         fd = self._left_over(wanted)
@@ -109,17 +78,15 @@ class Held:
             if fd is not None:
                 os.close(fd)
 
-    def _cut(self, base: _Base, fd: int) -> Chunks:
+    def _cut(self, source: Digest, unit: int, fd: int) -> Chunks:
         """Return how a file is cut.
 
         Raises:
             OSError: it cannot be read.
         """
-        if base.chunks is None:
-            chunks = self._lists.get(base.digest, base.unit)
-            if chunks is None:
-                digest, chunks = cut_all(fd, base.unit)
-                if digest == base.digest:
-                    self._lists.put(digest, chunks)
-            base.chunks, base.starts = chunks, ranges(chunks.lengths)
-        return base.chunks
+        chunks = self._lists.get(source, unit)
+        if chunks is None:
+            digest, chunks = cut_all(fd, unit)
+            if digest == source:
+                self._lists.put(digest, unit, chunks)
+        return chunks

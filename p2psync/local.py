@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import time
+from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from p2psync.chunks import ChunkLists, Cutter
 from p2psync.collect import Collector
 from p2psync.config import history_limits
 from p2psync.contents import Contents
-from p2psync.core.chunking import WORTH_BYTES, Index, parts, unit_of
+from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import (
@@ -513,27 +514,27 @@ class LocalReplica:
     def _cut_pieces(self, want: Want, fd: int) -> Iterator[Piece]:
         """Yield a file in pieces, as runs of chunks where a source has them."""
         digest, unit = want.content.digest, unit_of(want.content.size)
-        known = (source.hashes or self._hashes(source.digest, unit) for source in want.sources)
+        known = [self._chunks(source, unit) for source in want.sources]
         cutter = Cutter(fd, unit)
         try:
-            for part in parts(cutter, Index(b"".join(known)), PIECE_BYTES):
-                yield Piece(digest, part.data, More.MORE, part.first, part.chunks, part.size)
+            for part in parts(cutter, Index(known), PIECE_BYTES):
+                yield Piece(digest, part.data, More.MORE, part.source, part.offset, part.size)
         except OSError:  # cannot be read: the path that wants it becomes a problem
             yield Piece(digest, b"", More.GONE)
             return
         yield Piece(digest, b"", More.LAST)
         found, chunks = cutter.result()
         if found == digest:
-            self._lists.put(digest, chunks)
+            self._lists.put(digest, unit, chunks)
 
-    def _hashes(self, digest: Digest, unit: int) -> bytes:
-        chunks = self._lists.get(digest, unit)
-        return chunks.hashes if chunks else b""
+    def _chunks(self, source: Source, unit: int) -> Chunks:
+        chunks = source.cuts.chunks() if source.cuts else self._lists.get(source.digest, unit)
+        return chunks or Chunks(array("I"), b"")
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
-            self._stage.receive(self._foreseeing(batches), self._keep, self._held.spans)
+            self._stage.receive(self._foreseeing(batches), self._keep, self._held.span)
 
     def _foreseeing(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
         for batch in batches:

@@ -25,6 +25,7 @@ from p2psync.disk import (
     OPEN_FILE,
     Root,
     Span,
+    begin_to_write,
     copy_span,
     digest_of,
     hash_file,
@@ -41,6 +42,10 @@ from p2psync.errors import ProtocolError
 Blocks = Iterator[bytes | Span]
 """Contents of a file, one after the other: bytes, or where they are."""
 
+Held = Callable[[Digest, int, int, int], Span | None]
+
+_BEHIND_BYTES = 16 << 20
+"""So many bytes of a large file are given to the disk at once, while more of it come."""
 _LEFT_OVER = b"partial"
 """Folder of the sidecar for what broken runs left of large files, named by the digest of the whole."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -105,7 +110,7 @@ class Stage:
         self,
         batches: Iterable[list[Piece]],
         keep: Callable[[Digest, bytes], None],
-        held: Callable[[Digest, int, int], Iterator[Span]] = lambda *run: iter(()),
+        held: Held = lambda *place: None,
     ) -> None:
         """Take in contents as they arrive.
 
@@ -114,7 +119,7 @@ class Stage:
         Args:
             batches: the contents, in pieces.
             keep: is offered whole small ones.
-            held: tells where chunks are that are held here: of which contents, from which on, how many.
+            held: gives a part of what is held here: for which contents, which source, offset, size.
 
         Raises:
             ProtocolError: the pieces of a file do not follow one another.
@@ -359,7 +364,7 @@ def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | 
 
 def _write_blocks(fd: int, blocks: Blocks, entry: Entry) -> bool:
     """Write the contents of a file; False if they are not what was wanted."""
-    state, left, copied = xxh3_128(), entry.size, False
+    state, left, copied, begun = xxh3_128(), entry.size, False, 0
     for block in blocks:
         left -= block.size if isinstance(block, Span) else len(block)
         if left < 0:  # a peer must not fill the disk with what was announced as small
@@ -370,6 +375,10 @@ def _write_blocks(fd: int, blocks: Blocks, entry: Entry) -> bool:
         else:
             state.update(block)
             write_sparse(fd, block)
+            at = entry.size - left
+            if at - begun >= _BEHIND_BYTES:
+                begin_to_write(fd, begun, at - begun)
+                begun = at
     os.ftruncate(fd, entry.size - left)  # it may end with a hole
     if not copied:
         return state.digest() == entry.digest
@@ -399,16 +408,12 @@ def _dress(fd: int, entry: Entry) -> Stat:
     return stat_of(os.fstat(fd))
 
 
-def _whole(
-    first: Piece, pieces: Iterator[Piece], held: Callable[[Digest, int, int], Iterator[Span]]
-) -> Blocks:
+def _whole(first: Piece, pieces: Iterator[Piece], held: Held) -> Blocks:
     """Yield all that belongs to the file that begins with `first`."""
     for piece in chain((first,), pieces):
         if piece.digest != first.digest:
             raise ProtocolError("the peer mixed up the contents of two files")
-        if piece.chunks:
-            yield from held(piece.digest, piece.first, piece.chunks)
-        else:
-            yield piece.data
+        span = held(piece.digest, piece.source, piece.offset, piece.size) if piece.size else None
+        yield span or piece.data
         if piece.more is not More.MORE:
             return

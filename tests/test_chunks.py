@@ -101,12 +101,12 @@ def test_of_an_edited_file_only_what_changed_is_sent(pair: tuple[Path, Path], si
 
 
 def test_who_sent_a_version_needs_not_be_told_what_the_other_has(pair: tuple[Path, Path]) -> None:
-    assert hashes_told_for(pair, pair[0], OVERWRITTEN) == [False]
-    assert hashes_told_for(pair, pair[1], INSERTED) == [True]  # it was given it, and has not cut it
-    assert hashes_told_for(pair, pair[1], DATA) == [False]
+    assert chunks_told_for(pair, pair[0], OVERWRITTEN) == [False]
+    assert chunks_told_for(pair, pair[1], INSERTED) == [True]  # it was given it, and has not cut it
+    assert chunks_told_for(pair, pair[1], DATA) == [False]
 
 
-def hashes_told_for(pair: tuple[Path, Path], sender: Path, data: bytes) -> list[bool]:
+def chunks_told_for(pair: tuple[Path, Path], sender: Path, data: bytes) -> list[bool]:
     """Edit the file of `sender` and sync; return of which sources it was told the chunks."""
     told: list[bool] = []
     edited(sender / "file", data)
@@ -115,7 +115,7 @@ def hashes_told_for(pair: tuple[Path, Path], sender: Path, data: bytes) -> list[
         real = replica.differences
 
         def differences(wants: Sequence[Want]) -> Iterator[list[Piece]]:
-            told.extend(bool(source.hashes) for want in wants for source in want.sources)
+            told.extend(source.cuts is not None for want in wants for source in want.sources)
             return real(wants)
 
         replica.differences = differences  # type: ignore[method-assign]
@@ -187,7 +187,8 @@ def test_wrong_chunk_lists_cost_a_transfer_and_nothing_else(pair: tuple[Path, Pa
     for root in pair:
         with replica_lists(root) as lists:
             _, found = cut_all(os.open(root / "file", os.O_RDONLY), UNIT)
-            lists.put(digest(DATA), Chunks(UNIT, array("I", reversed(found.lengths)), found.hashes))
+            wrong = Chunks(array("I", reversed(found.lengths)), found.hashes)
+            lists.put(digest(DATA), UNIT, wrong)
     edited(pair[0] / "file", INSERTED)
     assert synced(*pair).transferred > 1 << 20
 
@@ -279,7 +280,7 @@ def test_where_a_file_is_cut_never_changes() -> None:
     assert (len(how.lengths), xxh3_64_hexdigest(how.lengths.tobytes() + how.hashes)) == PINNED
 
 
-PINNED = (43, "92f415b43cdd048c")
+PINNED = (43, "c87ec47bac72d979")
 
 
 @pytest.mark.parametrize("cutter", [Compiled, Plain])
@@ -298,9 +299,9 @@ def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(
 ) -> None:
     fd = os.open(tmp_path, OPEN_DIRECTORY)
     lists = ChunkLists(fd)
-    one = Chunks(UNIT, array("I", [1]), b"12345678")
+    one = Chunks(array("I", [1]), b"123456")
     for data in (b"held", b"gone"):
-        lists.put(digest(data), one)
+        lists.put(digest(data), UNIT, one)
     assert lists.get(digest(b"held"), UNIT) == one
     assert lists.get(digest(b"held"), 2 * UNIT) is None
     assert lists.get(digest(b"other"), UNIT) is None

@@ -91,7 +91,7 @@ PURE = {
         "itertools",
         "operator",
     ),
-    *("re", "struct", "typing", "unicodedata", "msgspec", "xxhash"),
+    *("re", "struct", "sys", "typing", "unicodedata", "msgspec", "xxhash"),
 }
 BELONGS_TO = {
     "click": "cli.__init__ cli.history cli.options cli.peers cli.sync cli.watch render_log",

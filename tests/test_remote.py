@@ -48,6 +48,7 @@ from p2psync.core.replica import (
     Ask,
     Change,
     Content,
+    Cuts,
     Found,
     Identity,
     Mark,
@@ -146,12 +147,13 @@ class Fake:
         return [content.digest for content in contents if content.digest in self.held]
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
-        return [[Source(base, b"12345678") for base in ask.bases] for ask in asks]
+        return [[Source(base, Cuts(b"1234", b"123456")) for base in ask.bases] for ask in asks]
 
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
         for content, sources in wants:
             for source in sources:
-                yield [Piece(content.digest, source.hashes, More.MORE, 1, 2, 3)]
+                data = source.cuts.hashes if source.cuts else b""
+                yield [Piece(content.digest, data, More.MORE, 1, 2, 3)]
             yield from self.read([content.digest])
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:

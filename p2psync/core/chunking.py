@@ -1,15 +1,14 @@
 """Chunking: which parts of a large file another one holds too. Owns the sizes of chunks.
 
 A file is cut where its own bytes say (content-defined chunking), so that what follows an insertion is cut as
-it was before. Chunks are known by hashes of 8 bytes: two unlike ones with one hash are found out by the
-digest of the whole, and then the file is sent whole.
+it was before. Chunks are known by short hashes: two unlike ones with one hash are found out by the digest of
+the whole, and then the file is sent whole.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from p2psync.core.model import Digest, Entry, Kind, Transition, makes
@@ -17,11 +16,13 @@ from p2psync.core.paths import split
 
 WORTH_BYTES = 128 * 1024
 """Smaller files are sent whole."""
-HASH_BYTES = 8
+HASH_BYTES = 6
 _UNIT = 16 * 1024
 _MAX_UNIT = 1024 * 1024
 _MOST_CHUNKS = 1 << 16
-_MAX_BASES = 4
+_MOST_BASES = 4
+_RUN_BYTES = 32 << 20
+"""A run is told when it is as long, so that it is copied while the next one is looked for."""
 
 
 def unit_of(size: int) -> int:
@@ -38,36 +39,49 @@ def unit_of(size: int) -> int:
 class Chunks(NamedTuple):
     """How a file is cut."""
 
-    unit: int
     lengths: array[int]
     """Of each chunk, in bytes."""
     hashes: bytes
     """Of each chunk, one after the other."""
 
 
+class Place(NamedTuple):
+    """Where the other side holds something."""
+
+    source: int
+    offset: int
+    """In that file."""
+
+
 class Index:
-    """Finds chunks among those that another file has."""
+    """Finds chunks in files that the other side holds."""
 
-    def __init__(self, hashes: bytes) -> None:
-        """Take the hashes of the other file's chunks."""
-        self._hashes = [hashes[start : start + HASH_BYTES] for start in range(0, len(hashes), HASH_BYTES)]
-        self._first = {value: number for number, value in reversed(list(enumerate(self._hashes)))}
+    def __init__(self, sources: Sequence[Chunks]) -> None:
+        """Take how these files are cut."""
+        self._first: dict[bytes, Place] = {}
+        self._at: dict[Place, bytes] = {}
+        for number, chunks in enumerate(sources):
+            offset = 0
+            for index, length in enumerate(chunks.lengths):
+                value = chunks.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+                place = Place(number, offset)
+                self._first.setdefault(value, place)
+                self._at[place] = value
+                offset += length
 
-    def find(self, value: bytes, following: int) -> int | None:
-        """Return the number of a chunk with this hash, `following` if that is one; None: there is none."""
-        if following < len(self._hashes) and self._hashes[following] == value:
-            return following
-        return self._first.get(value)
+    def find(self, value: bytes, following: Place) -> Place | None:
+        """Return where a chunk with this hash is, `following` if it is there; None: nowhere."""
+        return following if self._at.get(following) == value else self._first.get(value)
 
 
 class Part(NamedTuple):
-    """A part of a file: bytes, or a run of chunks that the other side holds."""
+    """A part of a file: bytes, or where the other side holds them."""
 
     data: bytes
-    first: int = 0
-    chunks: int = 0
+    source: int = 0
+    offset: int = 0
     size: int = 0
-    """Bytes of the run."""
+    """Bytes that are held there."""
 
 
 def parts(chunks: Iterable[tuple[memoryview, bytes]], index: Index, most: int) -> Iterator[Part]:
@@ -79,16 +93,14 @@ def parts(chunks: Iterable[tuple[memoryview, bytes]], index: Index, most: int) -
         most: bytes of data in a part.
     """
     data = bytearray()
-    first = count = size = 0
+    run, size = Place(0, 0), 0
     for chunk, value in chunks:
-        number = index.find(value, first + count)
-        if number is not None and count and number == first + count:
-            count, size = count + 1, size + len(chunk)
-            continue
-        if count:
-            yield Part(b"", first, count, size)
-            first = count = size = 0
-        if number is None:
+        following = Place(run.source, run.offset + size)
+        place = index.find(value, following)
+        if size and (place != following or size >= _RUN_BYTES):
+            yield Part(b"", *run, size)
+            size = 0
+        if place is None:
             data += chunk
             while len(data) >= most:
                 yield Part(bytes(memoryview(data)[:most]))
@@ -97,16 +109,11 @@ def parts(chunks: Iterable[tuple[memoryview, bytes]], index: Index, most: int) -
         if data:
             yield Part(bytes(data))
             data.clear()
-        first, count, size = number, 1, len(chunk)
-    if count:
-        yield Part(b"", first, count, size)
+        run, size = (run, size + len(chunk)) if size else (place, len(chunk))
+    if size:
+        yield Part(b"", *run, size)
     if data:
         yield Part(bytes(data))
-
-
-def ranges(lengths: Iterable[int]) -> array[int]:
-    """Return where each chunk begins, and in the end where the last one ends."""
-    return array("Q", accumulate(lengths, initial=0))
 
 
 def likely_bases(transitions: Iterable[Transition]) -> dict[Digest, list[Digest]]:
@@ -132,8 +139,8 @@ def likely_bases(transitions: Iterable[Transition]) -> dict[Digest, list[Digest]
             going.setdefault(name, []).append(before)
     for step in coming if going else ():
         folder, name = split(step.path)
-        replaced[step.wanted.digest] += (going.get(name) or going.get(folder + b"/", []))[:_MAX_BASES]
-    return {digest: list(dict.fromkeys(bases))[:_MAX_BASES] for digest, bases in replaced.items()}
+        replaced[step.wanted.digest] += (going.get(name) or going.get(folder + b"/", []))[:_MOST_BASES]
+    return {digest: list(dict.fromkeys(bases))[:_MOST_BASES] for digest, bases in replaced.items()}
 
 
 def _is_large(entry: Entry) -> bool:

@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
 
+from p2psync.core.chunking import HASH_BYTES, Chunks
 from p2psync.core.model import Digest, Entry, Problem, ShownPath, Transition
 from p2psync.core.reconcile import Contest
 from p2psync.core.vector import ReplicaId, Stamp
@@ -109,13 +112,44 @@ class Ask(NamedTuple):
     """Those among these of which the other side knows how they are cut."""
 
 
+class Cuts(msgspec.Struct, frozen=True, array_like=True):
+    """How a file is cut into chunks."""
+
+    lengths: bytes
+    """Of each chunk: its bytes, in four bytes, the least first."""
+    hashes: bytes
+    """Of each chunk, one after the other."""
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) // 4 != len(self.hashes) // HASH_BYTES or len(self.lengths) % 4:
+            raise ValueError("there is not one hash for each chunk")
+
+    @classmethod
+    def of(cls, chunks: Chunks) -> Cuts:
+        """Return chunks as they are told."""
+        return cls(_turned(chunks.lengths).tobytes(), chunks.hashes)
+
+    def chunks(self) -> Chunks:
+        """Return the chunks that were told."""
+        return Chunks(_turned(array("I", self.lengths)), self.hashes)
+
+
+def _turned(lengths: array[int]) -> array[int]:
+    """Turn the bytes of numbers, if they are not in the order in which they are told."""
+    if sys.byteorder == "little":
+        return lengths
+    turned = array("I", lengths)
+    turned.byteswap()
+    return turned
+
+
 class Source(NamedTuple):
     """A file that is held, and may be like contents that are lacking."""
 
     digest: Annotated[Digest, msgspec.Meta(max_length=16)]
     """Of its contents; empty: they are what a broken transfer left."""
-    hashes: bytes
-    """Of its chunks, one after the other; empty: the other side knows them."""
+    cuts: Cuts | None
+    """None: the other side knows them."""
 
 
 class Want(NamedTuple):
@@ -140,11 +174,11 @@ class Piece(NamedTuple):
     digest: AnyDigest
     data: bytes
     more: More
-    first: Count = 0
-    """Instead of data: so many chunks from this one on, counted through all sources that were told."""
-    chunks: Count = 0
+    source: Count = 0
+    """Instead of data: a part of this one of the sources that were told."""
+    offset: Count = 0
     size: Count = 0
-    """Bytes of these chunks."""
+    """Bytes of it."""
 
 
 PIECE_BYTES = 1024 * 1024
@@ -235,11 +269,11 @@ class Replica(Protocol):
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Return what is held of each of the contents that `prepare` lacked.
 
-        Good until the next call: `stage` takes runs of their chunks from there.
+        Good until the next call: `stage` takes parts from there.
         """
 
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
-        """Yield contents as `read` does, but with runs of chunks where a source has the same."""
+        """Yield contents as `read` does, but tell where a source has the same."""
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in what `prepare` lacked, verified; what does not match its digest is dropped (I8)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -12,11 +13,11 @@ from xxhash import xxh3_64_digest
 from p2psync.core.chunking import (
     HASH_BYTES,
     WORTH_BYTES,
+    Chunks,
     Index,
     Part,
     likely_bases,
     parts,
-    ranges,
     unit_of,
 )
 from p2psync.core.model import Entry, Transition
@@ -27,20 +28,22 @@ LARGE = b"x" * WORTH_BYTES
 
 def cut(pieces: Iterable[bytes]) -> Iterator[tuple[memoryview, bytes]]:
     for piece in pieces:
-        yield memoryview(piece), xxh3_64_digest(piece)
+        yield memoryview(piece), xxh3_64_digest(piece)[:HASH_BYTES]
 
 
-def index(held: Iterable[bytes]) -> Index:
-    return Index(b"".join(map(xxh3_64_digest, held)))
+def index(*held: list[bytes]) -> Index:
+    return Index(
+        [Chunks(array("I", map(len, chunks)), b"".join(value for _, value in cut(chunks))) for chunks in held]
+    )
 
 
-def together(told: Iterable[Part], held: list[bytes]) -> bytes:
+def together(told: Iterable[Part], *held: list[bytes]) -> bytes:
     """Put a file together from what was told of it and what is held."""
     whole = b""
     for part in told:
-        run = b"".join(held[part.first : part.first + part.chunks])
+        run = b"".join(held[part.source])[part.offset : part.offset + part.size] if part.size else b""
         assert part.size == len(run)
-        assert not (part.data and part.chunks)
+        assert not (part.data and run)
         whole += part.data + run
     return whole
 
@@ -48,23 +51,33 @@ def together(told: Iterable[Part], held: list[bytes]) -> bytes:
 chunks = st.lists(st.sampled_from([b"a", b"bb", b"ccc", b"dddd", b"eeeee"]), max_size=12)
 
 
-@given(chunks, chunks, st.integers(1, 9))
-def test_what_is_told_gives_the_file_again(new: list[bytes], held: list[bytes], most: int) -> None:
-    told = list(parts(cut(new), index(held), most))
-    assert together(told, held) == b"".join(new)
+@given(chunks, chunks, chunks, st.integers(1, 9))
+def test_what_is_told_gives_the_file_again(
+    new: list[bytes], held: list[bytes], other: list[bytes], most: int
+) -> None:
+    told = list(parts(cut(new), index(held, other), most))
+    assert together(told, held, other) == b"".join(new)
     assert all(len(part.data) <= most for part in told)
-    assert sum(len(part.data) for part in told) == sum(len(chunk) for chunk in new if chunk not in held)
+    lacking = [chunk for chunk in new if chunk not in (*held, *other)]
+    assert sum(len(part.data) for part in told) == sum(map(len, lacking))
 
 
 def test_what_follows_in_both_is_one_run() -> None:
-    held = [b"a", b"b", b"c", b"a", b"d"]
-    assert list(parts(cut([b"a", b"b", b"c", b"new", b"a", b"d"]), index(held), 100)) == [
-        Part(b"", 0, 3, 3),
+    held = [b"a", b"bb", b"c", b"a", b"d"]
+    assert list(parts(cut([b"a", b"bb", b"c", b"new", b"a", b"d"]), index([b"e"], held), 100)) == [
+        Part(b"", 1, 0, 4),
         Part(b"new"),
-        Part(b"", 0, 1, 1),
-        Part(b"", 4, 1, 1),
+        Part(b"", 1, 0, 1),
+        Part(b"", 1, 5, 1),
     ]
-    assert list(parts(cut([b"c", b"a", b"d"]), index(held), 100)) == [Part(b"", 2, 3, 3)]
+    assert list(parts(cut([b"c", b"a", b"d"]), index(held), 100)) == [Part(b"", 0, 3, 3)]
+
+
+def test_a_long_run_is_told_in_parts_so_that_it_is_copied_meanwhile() -> None:
+    held = [b"%d" % number + bytes(12 << 20) for number in range(6)]
+    told = list(parts(cut(held), index(held), 100))
+    assert [part.size >> 20 for part in told] == [36, 36]
+    assert together(told, held) == b"".join(held)
 
 
 def test_of_nothing_held_all_is_data() -> None:
@@ -76,11 +89,6 @@ def test_a_larger_file_has_larger_chunks_and_not_many_more(size: int) -> None:
     unit = unit_of(size)
     assert unit == 16 << 10 or size / unit > 1 << 15
     assert size / unit <= 1 << 16 or unit == 1 << 20
-
-
-def test_where_chunks_are() -> None:
-    assert list(ranges([3, 1, 5])) == [0, 3, 4, 9]
-    assert len(xxh3_64_digest(b"")) == HASH_BYTES
 
 
 # -- what to make it of
