@@ -6,13 +6,13 @@ not tell each other what they hold.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_digest, xxh3_128
@@ -20,7 +20,7 @@ from xxhash import xxh3_64_digest, xxh3_128
 from p2psync.core.chunking import HASH_BYTES, Chunks
 from p2psync.core.model import Digest
 from p2psync.core.replica import Cuts
-from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE
+from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, blocks_of
 
 _RULES = 1
 """Of cutting. What was cut by others is of no use: raise `wire.PROTOCOL` as well."""
@@ -28,62 +28,63 @@ KEEP_SECONDS = 30 * 24 * 3600.0
 """How long the chunks of what is in no file of the tree any more are remembered."""
 
 
-class Cut(NamedTuple):
-    """A chunk that was just cut."""
-
-    data: memoryview
-    """Good until the next one."""
-    hash: bytes
-
-
 class Cutter:
-    """Cuts the contents of one file."""
+    """Cuts contents as they come."""
 
-    def __init__(self, fd: int, unit: int) -> None:
-        """Cut what is to be read from the open file, from where it is.
-
-        Args:
-            fd: of the file.
-            unit: see `core.chunking.unit_of`.
-        """
-        self._fd = fd
-        self._unit = unit
-        self._state = xxh3_128()
-        self._lengths = array("I")
-        self._hashes = bytearray()
-
-    def __iter__(self) -> Iterator[Cut]:
-        """Yield the chunks.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
+    def __init__(self, unit: int) -> None:
+        """Cut by a unit; see `core.chunking.unit_of`."""
         from pyfastcdc import FastCDC
 
         # FastCDC 2020 with the gear table of its authors. The sizes, the normalization and the seed are
         # named, so that a release with other defaults cuts as this one does.
-        cutter = FastCDC(
-            self._unit, min_size=self._unit, max_size=4 * self._unit, normalized_chunking=1, seed=0
-        )
-        with open(self._fd, "rb", buffering=0, closefd=False) as file:
-            for chunk in cutter.cut_stream(file):
-                data = chunk.data
-                value = xxh3_64_digest(data)[:HASH_BYTES]
-                self._state.update(data)
-                self._lengths.append(len(data))
-                self._hashes += value
-                yield Cut(data, value)
+        self._cutter = FastCDC(unit, min_size=unit, max_size=4 * unit, normalized_chunking=1, seed=0)
+        self._state = xxh3_128()
+        self._lengths = array("I")
+        self._hashes = bytearray()
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Iterator[tuple[memoryview, bytes]]:
+        """Take in what follows; yield the chunks that are whole by now, each with its hash."""
+        self._state.update(data)
+        self._rest += data
+        last = None
+        for chunk in self._cutter.cut_buf(self._rest):
+            if last is not None:
+                yield self._cut(last)
+            last = chunk.data
+        self._rest = bytes(last or b"")  # it may go on
+
+    def end(self) -> Iterator[tuple[memoryview, bytes]]:
+        """Yield the last chunk: nothing follows."""
+        if self._rest:
+            yield self._cut(memoryview(self._rest))
+
+    def _cut(self, data: memoryview) -> tuple[memoryview, bytes]:
+        value = xxh3_64_digest(data)[:HASH_BYTES]
+        self._lengths.append(len(data))
+        self._hashes += value
+        return data, value
 
     def result(self) -> tuple[Digest, Chunks]:
         """Return the digest of all that was cut, and how it was."""
         return Digest(self._state.digest()), Chunks(self._lengths, bytes(self._hashes))
 
 
+def cut_file(fd: int, cutter: Cutter) -> Iterator[tuple[memoryview, bytes]]:
+    """Cut what is to be read from an open file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    for block in blocks_of(fd):
+        yield from cutter.feed(block)
+    yield from cutter.end()
+
+
 def cut_all(fd: int, unit: int) -> tuple[Digest, Chunks]:
-    """Cut an open file; see `Cutter`."""
-    cutter = Cutter(fd, unit)
-    for _ in cutter:
-        pass
+    """Return digest and chunks of an open file; raises as `cut_file`."""
+    cutter = Cutter(unit)
+    collections.deque(cut_file(fd, cutter), maxlen=0)
     return cutter.result()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import os
@@ -16,7 +17,7 @@ import msgspec
 from p2psync import history
 from p2psync.apply import Applier, vouched
 from p2psync.bases import Bases
-from p2psync.chunks import ChunkLists, Cutter
+from p2psync.chunks import ChunkLists, Cutter, cut_file
 from p2psync.collect import Collector
 from p2psync.config import history_limits
 from p2psync.contents import Contents
@@ -484,7 +485,16 @@ class LocalReplica:
         size = os.fstat(fd).st_size if fd is not None else 0
         if fd is None or size < WORTH_BYTES or self.neighbour is not None:
             return _pieces(digest, fd)
-        return self._cut_pieces(Want(Content(digest, size), []), fd)
+        return self._cutting(Content(digest, size), fd)
+
+    def _cutting(self, content: Content, fd: int) -> Iterator[Piece]:
+        unit = unit_of(content.size)
+        cutter = Cutter(unit)
+        for piece in _pieces(content.digest, fd):
+            yield piece
+            collections.deque(cutter.feed(piece.data), maxlen=0)
+        collections.deque(cutter.end(), maxlen=0)
+        self._note_cuts(content.digest, unit, cutter)
 
     def cut(self, contents: Sequence[Content]) -> list[Digest]:
         """Return of which contents this replica knows how they are cut; see `Replica.cut`."""
@@ -515,14 +525,17 @@ class LocalReplica:
         """Yield a file in pieces, as runs of chunks where a source has them."""
         digest, unit = want.content.digest, unit_of(want.content.size)
         known = [self._chunks(source, unit) for source in want.sources]
-        cutter = Cutter(fd, unit)
+        cutter = Cutter(unit)
         try:
-            for part in parts(cutter, Index(known), PIECE_BYTES):
+            for part in parts(cut_file(fd, cutter), Index(known), PIECE_BYTES):
                 yield Piece(digest, part.data, More.MORE, part.source, part.offset, part.size)
         except OSError:  # cannot be read: the path that wants it becomes a problem
             yield Piece(digest, b"", More.GONE)
             return
         yield Piece(digest, b"", More.LAST)
+        self._note_cuts(digest, unit, cutter)
+
+    def _note_cuts(self, digest: Digest, unit: int, cutter: Cutter) -> None:
         found, chunks = cutter.result()
         if found == digest:
             self._lists.put(digest, unit, chunks)

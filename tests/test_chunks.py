@@ -17,7 +17,7 @@ from pyfastcdc.py import FastCDC as Plain
 from xxhash import xxh3_64_hexdigest
 
 from p2psync import chunks
-from p2psync.chunks import ChunkLists, cut_all
+from p2psync.chunks import ChunkLists, Cutter, cut_all
 from p2psync.connect import connect_local
 from p2psync.core.chunking import Chunks
 from p2psync.core.replica import Ask, Piece, Source, Want
@@ -281,6 +281,21 @@ def test_where_a_file_is_cut_never_changes() -> None:
 
 
 PINNED = (43, "c87ec47bac72d979")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3 * UNIT), max_size=40))
+def test_how_contents_come_does_not_change_how_they_are_cut(sizes: list[int]) -> None:
+    whole, pieces = Cutter(UNIT), Cutter(UNIT)
+    data = DATA[: sum(sizes)]
+    found = [*whole.feed(data), *whole.end()]
+    again = []
+    for size in sizes:
+        again += [(bytes(chunk), value) for chunk, value in pieces.feed(data[:size])]
+        data = data[size:]
+    again += [(bytes(chunk), value) for chunk, value in pieces.end()]
+    assert again == [(bytes(chunk), value) for chunk, value in found]
+    assert pieces.result() == whole.result()
 
 
 @pytest.mark.parametrize("cutter", [Compiled, Plain])

@@ -88,11 +88,12 @@ def parts(chunks: Iterable[tuple[memoryview, bytes]], index: Index, most: int) -
     """Tell a file by what the other side holds of it.
 
     Args:
-        chunks: of the file, each with its hash.
+        chunks: of the file, each with its hash; good until the end.
         index: what the other side holds.
         most: bytes of data in a part.
     """
-    data = bytearray()
+    data: list[memoryview] = []
+    length = 0
     run, size = Place(0, 0), 0
     for chunk, value in chunks:
         following = Place(run.source, run.offset + size)
@@ -101,19 +102,20 @@ def parts(chunks: Iterable[tuple[memoryview, bytes]], index: Index, most: int) -
             yield Part(b"", *run, size)
             size = 0
         if place is None:
-            data += chunk
-            while len(data) >= most:
-                yield Part(bytes(memoryview(data)[:most]))
-                del data[:most]
+            while length + len(chunk) >= most:
+                yield Part(b"".join([*data, chunk[: most - length]]))
+                data, length, chunk = [], 0, chunk[most - length :]
+            data.append(chunk)
+            length += len(chunk)
             continue
-        if data:
-            yield Part(bytes(data))
-            data.clear()
+        if length:
+            yield Part(b"".join(data))
+            data, length = [], 0
         run, size = (run, size + len(chunk)) if size else (place, len(chunk))
     if size:
         yield Part(b"", *run, size)
-    if data:
-        yield Part(bytes(data))
+    if length:
+        yield Part(b"".join(data))
 
 
 def likely_bases(transitions: Iterable[Transition]) -> dict[Digest, list[Digest]]:
