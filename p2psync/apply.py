@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -36,6 +36,9 @@ from p2psync.stage import Stage
 
 _T = TypeVar("_T")
 
+_BATCH = 1000
+"""Rows read at once."""
+
 
 class Refused(Exception):
     """A transition that must not be carried out; the message is its Problem."""
@@ -49,8 +52,9 @@ class Applier:
         root: Root,
         stage: Stage,
         history: History,
-        row_of: Callable[[bytes], Row | None],
+        rows_of: Callable[[Sequence[bytes]], Sequence[Row | None]],
         foreseen: Mapping[bytes, Row] = MappingProxyType({}),
+        moves: Mapping[bytes, bytes] = MappingProxyType({}),
     ) -> None:
         """Work on the tree at `root`.
 
@@ -58,14 +62,21 @@ class Applier:
             root: the directory.
             stage: has what is to be put in place.
             history: takes what is replaced or deleted.
-            row_of: tells what the manifest has for a path.
+            rows_of: tells what the manifest has for paths; asked for many at once, before they are touched.
             foreseen: the rows that files will have if they arrive with their folder.
+            moves: files that are not staged but moved, from where, by where to; see `core.order.moves`.
         """
         self._root = root
         self._stage = stage
         self._history = history
-        self._row_of = row_of
+        self._rows_of = rows_of
         self._foreseen = foreseen
+        self._moves = moves
+        self._filled = {split(path)[0] for path in moves}
+        self._sources: dict[bytes, Row | None] = {}
+        """Of what is to be moved."""
+        self._moved: dict[bytes, bool] = {}
+        """What was, and what could not be."""
         self._failed: set[bytes] = set()
         self._made: list[tuple[bytes, Entry]] = []
         self._arrived: dict[bytes, int] = {}
@@ -74,10 +85,13 @@ class Applier:
     def run(self, transitions: Iterable[Transition]) -> Iterator[Record | Problem]:
         """Carry out `transitions`; yield an outcome for each, in the order in which they were done."""
         self._root.forget()  # what the scan held open may have been moved away
+        away = list(self._moves.values())
+        self._sources = dict(zip(away, self._rows_of(away), strict=True)) if away else {}
         ordered = in_order(transitions)
+        rows = self._rows(ordered)
         copies = {path for transition in ordered for path in transition.after}
         unsynced = False
-        for transition in ordered:
+        for transition, row in zip(ordered, rows, strict=True):
             if transition.after and unsynced:  # I3 holds for power cuts too
                 sync_file_system(self._root.fd)
                 unsynced = False
@@ -86,28 +100,37 @@ class Applier:
             if foreseen is not None and split(transition.path)[0] in self._arrived:
                 yield Record(transition.path, foreseen)
                 continue
-            outcome = self._attempt(transition)
+            outcome = self._attempt(transition, row)
             if isinstance(outcome, Problem):
                 self._failed.add(transition.path)
             yield outcome
         self._finish_directories()
 
-    def _attempt(self, transition: Transition) -> Record | Problem:
+    def _rows(self, ordered: Sequence[Transition]) -> Iterator[Row | None]:
+        for start in range(0, len(ordered), _BATCH):
+            yield from self._rows_of([step.path for step in ordered[start : start + _BATCH]])
+
+    def _attempt(self, transition: Transition, row: Row | None) -> Record | Problem:
         path = transition.path
         if transition.after and not self._failed.isdisjoint(transition.after):
             return Problem(path, "left alone: its conflict copy could not be made")
         try:
-            return Record(path, self._swap(transition), transition.expected)
+            return Record(path, self._swap(transition, row), transition.expected)
         except Refused as refused:
             return Problem(path, str(refused))
         except OSError as error:
             return Problem(path, _explain(error))
 
-    def _swap(self, transition: Transition) -> Row:
+    def _swap(self, transition: Transition, row: Row | None) -> Row:
         path, expected, wanted = transition.path, transition.expected, transition.wanted
-        row = self._row_of(path)
         if (row.entry if row else None) != expected:
             raise Refused("changed since the two sides were compared")
+        if path in self._moves:
+            return self._move(self._moves[path], path, wanted)
+        if path in self._moved:
+            if not self._moved[path]:
+                raise Refused("left alone: it could not be moved")
+            return Row(wanted)
         if row is None or not row.entry.alive:
             return self._create(path, wanted) if wanted.alive else Row(wanted)
         directory, name = self._parent(path)
@@ -134,7 +157,7 @@ class Applier:
         try:
             if wanted.kind is Kind.DIRECTORY:
                 _move_directory(staged, source, name, directory, wanted.mode)
-                self._arrived[path] = now
+                self._arrive(path, wanted, now)
             else:
                 _write_in(directory, lambda: rename_new(staged, source, name, directory))
         except FileExistsError:
@@ -147,6 +170,33 @@ class Applier:
                 raise
         return _row(wanted, name, directory)
 
+    def _move(self, old: bytes, new: bytes, wanted: Entry) -> Row:
+        """Move a file within the tree; it is as it was wherever that fails."""
+        row = self._sources[old]
+        self._moved[old] = False
+        if row is None:
+            raise Refused(_NOT_STAGED)
+        target = os.dup(self._parent(new)[0])
+        try:
+            source, name = self._parent(old)
+            made = split(new)[1]
+            _check_unchanged(name, source, row)
+            _write_in(source, lambda: _write_in(target, lambda: rename_new(name, source, made, target)))
+            if not _is_expected(made, target, row):
+                _write_in(source, lambda: _write_in(target, lambda: rename_new(made, target, name, source)))
+                raise Refused("was changed while it was to be moved")
+            self._moved[old] = True
+            if row.entry.mode != wanted.mode:
+                change_mode(made, target, wanted.mode)
+            touched = row.entry.mtime_ns != wanted.mtime_ns
+            if touched:
+                os.utime(made, ns=(wanted.mtime_ns, wanted.mtime_ns), dir_fd=target, follow_symlinks=False)
+            # RACE: see `_amend`.
+            moved = _row(wanted, made, target)
+            return moved._replace(racy=moved.racy or touched)
+        finally:
+            os.close(target)
+
     def _account(self, path: bytes, wanted: Entry, arrived_ns: int) -> Row:
         """Return the row of what has come with the directory that it is in."""
         try:
@@ -156,8 +206,14 @@ class Applier:
         if found is not None:
             return vouched(wanted, found, arrived_ns)
         if wanted.kind is Kind.DIRECTORY:
-            self._arrived[path] = arrived_ns
+            self._arrive(path, wanted, arrived_ns)
         return Row(wanted)
+
+    def _arrive(self, path: bytes, wanted: Entry, now_ns: int) -> None:
+        """Take note of a directory that is in place, with all that is in it but what is moved there."""
+        self._arrived[path] = now_ns
+        if path in self._filled:
+            self._made.append((path, wanted))
 
     def _adopt_directory(self, path: bytes, wanted: Entry) -> None:
         """Take the directory that is there already: it holds ignored files, or a run died that made it.
@@ -236,7 +292,7 @@ class Applier:
             raise
         if wanted.kind is Kind.DIRECTORY:
             change_mode(name, directory, wanted.mode)
-            self._arrived[path] = now
+            self._arrive(path, wanted, now)
         return _row(wanted, name, directory)
 
     def _replace_in_steps(self, path: bytes, row: Row, new: bytes, shelf: int) -> None:

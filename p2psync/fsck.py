@@ -269,12 +269,15 @@ class _Check:
         runs = self._manifest.runs()
         self._progress.begin("reading the history", len(runs))
         for run in reversed(runs):
-            for change in self._manifest.changed_by(run.seq):
+            changes = list(self._manifest.changed_by(run.seq))
+            came = {change.after.digest for change in changes if not (change.before and change.before.alive)}
+            for change in changes:
                 if change.before and went_to_history(change):
-                    self._check_kept(run.name, change.path, change.before)
+                    moved = not change.after.alive and change.before.digest in came
+                    self._check_kept(run.name, change.path, change.before, moved)
             self._progress.advance(1, run.size)
 
-    def _check_kept(self, run: str, path: bytes, entry: Entry) -> None:
+    def _check_kept(self, run: str, path: bytes, entry: Entry, moved: bool) -> None:
         found = False
         for shelf in self._history.places(run, path):
             try:
@@ -285,7 +288,7 @@ class _Check:
             found = True
         if found:
             self._find(What.HISTORY, path, f"what run {run} took away is not kept as it was")
-        else:
+        elif not moved:
             self._find(What.MISSING, path, f"what run {run} took away was taken out of the history")
 
     # -- the peer
@@ -390,7 +393,9 @@ class _Check:
         name = history.begin_run(self._history, self._manifest.has_run, now)
         sync_file_system(self._root.fd)
         records = []
-        for outcome in Applier(self._root, self._stage, self._history, rows.get).run(steps):
+        for outcome in Applier(
+            self._root, self._stage, self._history, lambda paths: [*map(rows.get, paths)]
+        ).run(steps):
             if isinstance(outcome, Record):
                 records.append(outcome)
             else:

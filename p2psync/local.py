@@ -36,6 +36,7 @@ from p2psync.core.model import (
     action_of,
     needs_content,
 )
+from p2psync.core.order import moves
 from p2psync.core.paths import SIDECAR, join, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
@@ -211,6 +212,7 @@ class LocalReplica:
         self._ignores: dict[bytes, Ignore] = {}
         self._any_rules = True
         self._transitions: Sequence[Transition] = ()
+        self._moves: dict[bytes, bytes] = {}
         self._new_entries: dict[bytes, Entry] = {}
         """Files that come with a new folder."""
         self._foreseen: dict[bytes, Row] = {}
@@ -368,7 +370,8 @@ class LocalReplica:
 
     def lookup(self, names: Sequence[Name]) -> Found:
         """Return what is known of each of `names`."""
-        entries = [self._manifest.entry(name.path) for name in names]
+        rows = self._manifest.rows_at([name.path for name in names])
+        entries = [row.entry if row else None for row in rows]
         ignored = [
             name.path
             for name, entry in zip(names, entries, strict=True)
@@ -404,12 +407,13 @@ class LocalReplica:
 
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
-        self._check_room(transitions)
+        self._moves = moves(transitions)
+        self._check_room([step for step in transitions if step.path not in self._moves])
         self._manifest.roll_back()
         self._transitions = transitions
         self._new_entries, self._foreseen = _in_new_folders(transitions), {}
         with _staging():
-            wanted = self._stage.expect(transitions)
+            wanted = self._stage.expect(step for step in transitions if step.path not in self._moves)
             if not self.newest():  # nothing is known here, so nothing is held
                 return wanted
             missing = []
@@ -603,7 +607,8 @@ class LocalReplica:
         records: list[Record] = []
         problems: list[Problem] = []
         told = 0
-        applier = Applier(self._root, self._stage, self._history, self._row, self._foreseen)
+        moved = set(self._moves.values())
+        applier = Applier(self._root, self._stage, self._history, self._rows, self._foreseen, self._moves)
         for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
@@ -618,7 +623,7 @@ class LocalReplica:
             seq = self._record(records)
             settled = _settled(transitions, {problem.path for problem in problems})
             if settled or any(map(_shows, records)):
-                size = sum(map(_displaced, records))
+                size = sum(_displaced(record) for record in records if record.path not in moved)
                 self._manifest.add_run(Run(seq, run, int(now), kind, about, size), settled)
                 self._run = seq
             gone = {record.path for record in records if not record.row.entry.alive}
@@ -630,9 +635,10 @@ class LocalReplica:
             self._stage.clear()
         yield Applied(len(records) - told, problems)
 
-    def _row(self, path: bytes) -> Row | None:
-        """Return the row of a path as it is without what is only foreseen."""
-        return None if path in self._foreseen else self._manifest.row(path)
+    def _rows(self, paths: Sequence[bytes]) -> list[Row | None]:
+        """Return the rows of paths as they are without what is only foreseen."""
+        rows = self._manifest.rows_at([path for path in paths if path not in self._foreseen])
+        return [None if path in self._foreseen else next(rows) for path in paths]
 
     def _record(self, records: Sequence[Record]) -> int:
         """Write the rows of what was done, but for those that are written already."""

@@ -8,6 +8,7 @@ fingerprint stands costs none of them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import sqlite3
@@ -363,6 +364,24 @@ class Manifest:
             (directory,),
         )
         return {columns[12]: self._row(columns) for columns in found}
+
+    def rows_at(self, paths: Sequence[bytes]) -> Iterator[Row | None]:
+        """Yield the rows of paths, in their order; neighbours in a folder are read at once."""
+        for folder, group in itertools.groupby(map(split, paths), key=lambda parts: parts[0]):
+            names = [name for _, name in group]
+            if len(names) == 1:
+                yield self.row(join(folder, names[0]))
+                continue
+            for start in range(0, len(names), _CHUNK):
+                chunk = names[start : start + _CHUNK]
+                found = self._db.execute(
+                    f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy, name FROM entry"
+                    " WHERE directory = (SELECT id FROM directory WHERE path = ?)"
+                    f" AND name IN ({','.join('?' * len(chunk))})",
+                    (folder, *chunk),
+                )
+                rows = {columns[12]: self._row(columns) for columns in found}
+                yield from map(rows.get, chunk)
 
     def row(self, path: bytes) -> Row | None:
         """Return the row of one path."""

@@ -20,6 +20,7 @@ from p2psync.core.replica import Name
 from tests.support import (
     OLD_NS,
     Link,
+    Seen,
     Tree,
     carry_out,
     contents_of,
@@ -631,6 +632,96 @@ def test_what_changes_as_it_is_replaced_or_deleted_is_put_back(
     assert [problem.path for problem in problems] == [b"p"]
     assert [snapshot(root)] == after_change
     assert history(root) == []
+
+
+# -- moves
+
+
+def moved(mode: int = 0o644, mtime_ns: int = OLD_NS) -> dict[bytes, Entry]:
+    """What is wanted when `p` becomes `d/q`."""
+    return {
+        b"p": tombstone(version(9)),
+        b"d": directory(seen=version(9)),
+        b"d/q": file(b"old", mode, mtime_ns, seen=version(9)),
+    }
+
+
+@pytest.mark.parametrize("wanted", [moved(), moved(0o600), moved(mtime_ns=NEW_NS), moved(0o400, NEW_NS)])
+@pytest.mark.usefixtures("any_system")
+def test_a_file_that_moves_is_renamed_and_is_as_it_is_wanted(root: Path, wanted: dict[bytes, Entry]) -> None:
+    make_tree(root, {b"p": b"old"})
+    inode = (root / "p").stat().st_ino
+    assert carry_out_at(root, wanted) == []
+    entry = wanted[b"d/q"]
+    assert snapshot(root) == {
+        b"d": Seen("directory", 0o755, 0, b""),
+        b"d/q": Seen("file", entry.mode, entry.mtime_ns, b"old"),
+    }
+    assert (root / "d" / "q").stat().st_ino == inode
+    assert (root / "d").stat().st_mtime_ns == wanted[b"d"].mtime_ns
+    assert in_manifest(root, *wanted) == [*wanted.values()]
+    assert nothing_left_to_find(root)
+    assert history(root) == []
+
+
+def test_a_file_moves_out_of_and_into_read_only_folders(root: Path) -> None:
+    make_tree(root, {b"a/p": b"old", b"b": None})
+    for folder in ("a", "b"):
+        (root / folder).chmod(0o555)
+    assert carry_out_at(root, {b"a/p": tombstone(version(9)), b"b/q": file(b"old", seen=version(9))}) == []
+    assert {path: seen.mode for path, seen in snapshot(root).items()} == {
+        b"a": 0o555,
+        b"b": 0o555,
+        b"b/q": 0o644,
+    }
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.usefixtures("any_system")
+def test_what_changes_before_it_is_moved_is_left_alone(root: Path, change: str) -> None:
+    make_tree(root, {b"p": b"old"})
+    after_change: dict[bytes, object] = {}
+
+    def meanwhile() -> None:
+        CHANGES[change](root)
+        after_change.update(snapshot(root))
+
+    problems = carry_out_at(root, moved(), meanwhile=meanwhile)
+    assert [problem.path for problem in problems] == [b"d/q", b"p"]
+    assert snapshot(root) == {**after_change, b"d": Seen("directory", 0o755, 0, b"")}
+
+
+@pytest.mark.parametrize("change", RACES)
+def test_what_changes_as_it_is_moved_is_put_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    make_tree(root, {b"p": b"old", b"d": None})
+    after_change: list[object] = []
+
+    def race() -> None:
+        CHANGES[change](root)
+        after_change.append(snapshot(root))
+
+    wanted = moved()
+    del wanted[b"d"]
+    with monkeypatch.context() as patch:
+        before_rename(patch, CREATE, race)
+        problems = carry_out_at(root, wanted)
+    assert [problem.path for problem in problems] == [b"d/q", b"p"]
+    assert [snapshot(root)] == after_change
+
+
+def test_what_is_where_a_file_is_to_be_moved_stays_and_so_does_the_file(root: Path) -> None:
+    make_tree(root, {b"p": b"old"})
+    problems = carry_out_at(root, moved(), meanwhile=lambda: make_tree(root, {b"d/q": b"mine"}))
+    assert {problem.path for problem in problems} == {b"d/q", b"p"}
+    assert {path: seen.data for path, seen in snapshot(root).items() if seen.kind == "file"} == {
+        b"d/q": b"mine",
+        b"p": b"old",
+    }
+
+
+# -- and again: what happens at the same time
 
 
 @pytest.mark.parametrize("system", ["renameat2", "plain"])

@@ -575,10 +575,18 @@ def test_what_was_tampered_with_in_the_history_is_not_put_back(tmp_path: Path) -
 
 
 def test_what_is_not_in_the_history_any_more_may_be_elsewhere_in_the_tree(tmp_path: Path) -> None:
-    here, _, was = taken_over(tmp_path, {b"f": BINARY}, {b"moved": BINARY})
+    here, _, was = taken_over(tmp_path, {b"f": BINARY, b"copy": BINARY}, {b"copy": BINARY})
     forget_contents(here, "f")
     undo_at(here)
     assert snapshot(here) == was
+
+
+def test_what_was_moved_is_moved_back(tmp_path: Path) -> None:
+    here, _, was = taken_over(tmp_path, {b"d/f": BINARY}, {b"e/moved": BINARY})
+    inode = (here / "e" / "moved").stat().st_ino
+    undo_at(here)
+    assert snapshot(here) == was
+    assert (here / "d" / "f").stat().st_ino == inode
 
 
 # -- show, and copies

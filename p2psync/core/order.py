@@ -1,11 +1,14 @@
-"""In which order transitions are carried out, so that a stop between any two of them loses nothing."""
+"""In which order transitions are carried out, so that a stop between any two of them loses nothing.
+
+Also which of them are moves: a file that goes away here is what is to be made there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import attrgetter
 
-from p2psync.core.model import Kind, Transition
+from p2psync.core.model import Digest, Kind, Transition
 from p2psync.core.paths import split
 
 _PATH = attrgetter("path")
@@ -35,3 +38,33 @@ def takes_away(transition: Transition) -> bool:
     expected, wanted = transition.expected, transition.wanted
     makes_way = expected is not None and expected.kind is Kind.DIRECTORY and wanted.kind is not Kind.DIRECTORY
     return makes_way or not wanted.alive
+
+
+def moves(transitions: Iterable[Transition]) -> dict[bytes, bytes]:
+    """Return which files are to be moved rather than made and deleted: from where, by where to.
+
+    Nothing that is deleted goes to two places, and no conflict copy is made so: it has to exist before what
+    it is a copy of goes (I3).
+    """
+    going: dict[Digest, list[bytes]] = {}
+    coming: list[Transition] = []
+    copies: set[bytes] = set()
+    for step in transitions:
+        expected, wanted = step.expected, step.wanted
+        copies.update(step.after)
+        if step.after or step.resolution:
+            continue
+        if expected is not None and expected.alive:
+            if not wanted.alive and expected.kind is Kind.FILE and expected.size:
+                going.setdefault(expected.digest, []).append(step.path)
+        elif wanted.kind is Kind.FILE:
+            coming.append(step)
+    found: dict[bytes, bytes] = {}
+    for step in coming if going else ():
+        sources = going.get(step.wanted.digest)
+        if sources and step.path not in copies:
+            name = split(step.path)[1]
+            same = next((path for path in sources if split(path)[1] == name), sources[0])
+            sources.remove(same)
+            found[step.path] = same
+    return found

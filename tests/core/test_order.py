@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psync.core.model import Digest, Entry, Kind, Transition
-from p2psync.core.order import in_order, takes_away
+from p2psync.core.order import in_order, moves, takes_away
 from p2psync.core.paths import ancestors
 
 FILE = Entry(kind=Kind.FILE, digest=Digest(b"d" * 16), size=1)
@@ -35,6 +36,29 @@ def plan_of(changes: dict[bytes, tuple[tuple[Entry | None, Entry], bool]]) -> li
 PLANS = st.dictionaries(
     st.sampled_from(PATHS), st.tuples(st.sampled_from(CHANGES), st.booleans()), max_size=9
 ).map(plan_of)
+
+
+@given(PLANS, st.randoms())
+def test_a_move_is_of_a_file_that_goes_to_one_with_the_same_contents_that_comes(
+    plan: list[Transition], random: Random
+) -> None:
+    random.shuffle(plan)
+    steps = {step.path: step for step in plan}
+    found = moves(plan)
+    copies = {copy for step in plan for copy in step.after}
+    assert len(set(found.values())) == len(found)
+    for new, old in found.items():
+        going, coming = steps[old], steps[new]
+        assert going.expected and going.expected.kind is Kind.FILE and not going.wanted.alive
+        assert coming.wanted.same_bytes(going.expected)
+        assert coming.expected is None or not coming.expected.alive
+        assert not coming.after and not going.after and new not in copies
+
+
+def test_of_several_files_the_one_of_the_same_name_is_moved() -> None:
+    going = [Transition(path, FILE, GONE) for path in (b"a/x", b"a/y", b"a/z")]
+    coming = [Transition(b"b/y", None, FILE), Transition(b"b/n", GONE, FILE)]
+    assert moves([*going, *coming]) == {b"b/y": b"a/y", b"b/n": b"a/x"}
 
 
 def positions(plan: list[Transition]) -> dict[bytes, int]:
