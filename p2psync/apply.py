@@ -13,13 +13,14 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
 from p2psync.core.detect import is_racy
 from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition
-from p2psync.core.order import in_order
-from p2psync.core.paths import split
+from p2psync.core.order import in_order, whole_folders
+from p2psync.core.paths import join, split
 from p2psync.disk import (
     Root,
     change_mode,
@@ -90,6 +91,7 @@ class Applier:
         ordered = in_order(transitions)
         rows = self._rows(ordered)
         copies = {path for transition in ordered for path in transition.after}
+        folders = self._whole_folders(ordered)
         unsynced = False
         for transition, row in zip(ordered, rows, strict=True):
             if transition.after and unsynced:  # I3 holds for power cuts too
@@ -100,11 +102,56 @@ class Applier:
             if foreseen is not None and split(transition.path)[0] in self._arrived:
                 yield Record(transition.path, foreseen)
                 continue
+            folder = folders.get(transition.path)
+            if folder and self._is_deleted(folder):
+                yield Record(transition.path, Row(transition.wanted), transition.expected)
+                continue
             outcome = self._attempt(transition, row)
             if isinstance(outcome, Problem):
                 self._failed.add(transition.path)
             yield outcome
         self._finish_directories()
+
+    def _whole_folders(self, ordered: Sequence[Transition]) -> dict[bytes, _Folder]:
+        """Return which folder goes away as a whole, by each path in it."""
+        away = set(self._moves.values())
+        return {
+            step.path: folder
+            for top, steps in whole_folders(ordered).items()
+            if away.isdisjoint(step.path for step in steps)
+            for folder in (_Folder(top, steps),)
+            for step in steps
+        }
+
+    def _is_deleted(self, folder: _Folder) -> bool:
+        """Move a folder to the history as a whole; False if there is something in it that must stay.
+
+        RACE: what is written to in the instant before it is looked at there is put back with all the rest.
+        """
+        if folder.is_deleted is None:
+            try:
+                folder.is_deleted = self._put_folder_away(folder)
+            except OSError:  # one by one they may go, or the trouble shows
+                folder.is_deleted = False
+        return folder.is_deleted
+
+    def _put_folder_away(self, folder: _Folder) -> bool:
+        rows: dict[bytes, Row] = {}
+        for step, row in zip(folder.steps, self._rows(folder.steps), strict=True):
+            if row is None or row.entry != step.expected or row.racy:
+                return False
+            rows[step.path] = row
+        directory, name = self._parent(folder.top)
+        shelf, kept = self._history.shelf(folder.top)
+        if kept != name:  # what is in it would not be found by its path
+            return False
+        _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
+        whole = False
+        with contextlib.suppress(OSError):
+            whole = _is_whole(kept, shelf, folder.top, rows)
+        if not whole:
+            _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+        return whole
 
     def _rows(self, ordered: Sequence[Transition]) -> Iterator[Row | None]:
         for start in range(0, len(ordered), _BATCH):
@@ -327,6 +374,16 @@ class Applier:
                 os.utime(self._root.directory(path), ns=(wanted.mtime_ns, wanted.mtime_ns))
 
 
+@dataclass
+class _Folder:
+    """A folder that goes away with all that is in it."""
+
+    top: bytes
+    steps: list[Transition]
+    is_deleted: bool | None = None
+    """None: not tried yet."""
+
+
 _NOT_STAGED = "its contents changed while they were sent; the next sync will take them"
 _EDITED = "was changed while it was to be replaced"
 _IN_USE = "cannot be replaced: the folder holds files that are ignored or new"
@@ -378,6 +435,40 @@ def _is_expected(name: bytes, directory: int, row: Row) -> bool:
     if row.entry.kind is Kind.SYMLINK:
         return stat.S_ISLNK(st.st_mode) and os.readlink(name, dir_fd=directory) == row.entry.target
     return row.stat is not None and stat_of(st)._replace(ctime_ns=row.stat.ctime_ns) == row.stat
+
+
+def _is_whole(name: bytes, directory: int, path: bytes, rows: dict[bytes, Row]) -> bool:
+    """Is in a folder that came out of the tree just what was there, `path` as it was called there?"""
+    if lstat(name, directory).st_mode & 0o777 != rows.pop(path).entry.mode:
+        return False
+    here = Root(os.dup(directory))
+    try:
+        folders = [b""]
+        for folder in folders:
+            with os.scandir(here.directory(join(name, folder) if folder else name)) as found:
+                for entry in found:
+                    below = join(folder, os.fsencode(entry.name))
+                    row = rows.pop(join(path, below), None)
+                    if row is None or not _is_same(entry, row):
+                        return False
+                    if row.entry.kind is Kind.DIRECTORY:
+                        folders.append(below)
+                    elif row.entry.kind is Kind.SYMLINK:
+                        inside = here.directory(join(name, folder) if folder else name)
+                        if os.readlink(os.fsencode(entry.name), dir_fd=inside) != row.entry.target:
+                            return False
+        return not rows
+    finally:
+        here.close()
+
+
+def _is_same(found: os.DirEntry[str], row: Row) -> bool:
+    st = found.stat(follow_symlinks=False)
+    if kind_of(st.st_mode) is not row.entry.kind:
+        return False
+    if row.entry.kind is Kind.DIRECTORY:
+        return st.st_mode & 0o777 == row.entry.mode
+    return row.entry.kind is Kind.SYMLINK or row.stat == stat_of(st)
 
 
 def _put_away(name: bytes, directory: int, row: Row) -> bool:

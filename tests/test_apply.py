@@ -721,6 +721,114 @@ def test_what_is_where_a_file_is_to_be_moved_stays_and_so_does_the_file(root: Pa
     }
 
 
+# -- folders that go as a whole
+
+FOLDER = {
+    b"d": None,
+    b"d/empty": None,
+    b"d/link": Link(b"x"),
+    **{b"d/e/%d" % number: b"%d" % number for number in range(9)},
+}
+
+
+def folder_gone(root: Path) -> dict[bytes, Entry]:
+    return {path: tombstone(version(9)) for path in scanned(root) if path.startswith(b"d")}
+
+
+def renames(patch: pytest.MonkeyPatch) -> list[bytes]:
+    """Collect what is renamed."""
+    seen: list[bytes] = []
+    real = disk._rename
+
+    def rename(source: bytes, source_fd: int, target: bytes, target_fd: int, flags: int) -> None:
+        seen.append(source)
+        real(source, source_fd, target, target_fd, flags)
+
+    patch.setattr(disk, "_rename", rename)
+    return seen
+
+
+def test_a_folder_goes_to_the_history_in_one_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(root, {**FOLDER, b"other": b"stays"})
+    (root / "d").chmod(0o555)
+    was, gone = snapshot(root), folder_gone(root)
+    with monkeypatch.context() as patch:
+        seen = renames(patch)
+        assert carry_out_at(root, gone) == []
+    assert seen == [b"d"]
+    assert list(snapshot(root)) == [b"other"]
+    (kept,) = (root / ".p2psync" / "history").iterdir()
+    assert {path: seen for path, seen in was.items() if path != b"other"} == snapshot(kept)
+    assert in_manifest(root, *gone) == [*gone.values()]
+    assert nothing_left_to_find(root)
+
+
+def appears(root: Path) -> None:
+    make_tree(root, {b"d/e/new": b"new"})
+
+
+def ignored_appears(root: Path) -> None:
+    make_tree(root, {b"d/empty/new": b"new"})
+
+
+def link_changes(root: Path) -> None:
+    (root / "d/link").unlink()
+    make_tree(root, {b"d/link": Link(b"y")})
+
+
+def inside_is_edited(root: Path) -> None:
+    make_tree(root, {b"d/e/3": b"edited"}, NEW_NS)
+
+
+def inside_becomes_another(root: Path) -> None:
+    make_tree(root, {b"q": b"3"})
+    (root / "q").rename(root / "d/e/3")
+
+
+def inside_is_made_private(root: Path) -> None:
+    (root / "d/e").chmod(0o700)
+
+
+INSIDE = {
+    change.__name__: change
+    for change in (
+        appears,
+        ignored_appears,
+        link_changes,
+        inside_is_edited,
+        inside_becomes_another,
+        inside_is_made_private,
+    )
+}
+
+
+@pytest.mark.parametrize("change", INSIDE)
+@pytest.mark.parametrize("when", ["before", "as it goes"])
+def test_of_a_folder_in_which_something_changes_that_stays_and_the_rest_goes(
+    root: Path, monkeypatch: pytest.MonkeyPatch, when: str, change: str
+) -> None:
+    make_tree(root, FOLDER)
+    gone = folder_gone(root)
+    before = snapshot(root)
+    changed: dict[bytes, object] = {}
+
+    def meanwhile() -> None:
+        INSIDE[change](root)
+        now = snapshot(root)
+        changed.update({path: seen for path, seen in now.items() if before.get(path) != seen})
+
+    with monkeypatch.context() as patch:
+        if when == "before":
+            problems = carry_out_at(root, gone, meanwhile=meanwhile)
+        else:
+            before_rename(patch, CREATE, meanwhile)
+            problems = carry_out_at(root, gone)
+    left = {path: seen for path, seen in snapshot(root).items() if path in changed}
+    assert left == changed
+    assert not any(path.startswith(b"d/e/0") for path in snapshot(root))
+    assert {problem.path for problem in problems} >= {path for path in changed if path in before}
+
+
 # -- and again: what happens at the same time
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from p2psync.core.model import Digest, Kind, Transition
-from p2psync.core.paths import split
+from p2psync.core.paths import ancestors, split
 
 _PATH = attrgetter("path")
 
@@ -38,6 +38,32 @@ def takes_away(transition: Transition) -> bool:
     expected, wanted = transition.expected, transition.wanted
     makes_way = expected is not None and expected.kind is Kind.DIRECTORY and wanted.kind is not Kind.DIRECTORY
     return makes_way or not wanted.alive
+
+
+WHOLE_FOLDER = 8
+"""Fewer paths than this are deleted one by one."""
+
+
+def whole_folders(transitions: Iterable[Transition]) -> dict[bytes, list[Transition]]:
+    """Return the topmost folders that go away with all that is in them, as far as the plan tells.
+
+    Each with its transitions, and those of all that is below it.
+    """
+    folders: set[bytes] = set()
+    stays: set[bytes] = set()
+    steps = list(transitions)
+    for step in steps:
+        if step.wanted.alive or step.after or step.resolution:
+            stays.update(ancestors(step.path))
+        elif step.expected is not None and step.expected.kind is Kind.DIRECTORY:
+            folders.add(step.path)
+    folders -= stays
+    found: dict[bytes, list[Transition]] = {}
+    for step in steps:
+        inside = [folder for folder in (*ancestors(step.path), step.path) if folder in folders]
+        if inside and step.expected is not None and step.expected.alive:
+            found.setdefault(min(inside, key=len), []).append(step)
+    return {top: below for top, below in found.items() if len(below) >= WHOLE_FOLDER}
 
 
 def moves(transitions: Iterable[Transition]) -> dict[bytes, bytes]:

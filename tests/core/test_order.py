@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psync.core.model import Digest, Entry, Kind, Transition
-from p2psync.core.order import in_order, moves, takes_away
+from p2psync.core.order import in_order, moves, takes_away, whole_folders
 from p2psync.core.paths import ancestors
 
 FILE = Entry(kind=Kind.FILE, digest=Digest(b"d" * 16), size=1)
@@ -59,6 +59,21 @@ def test_of_several_files_the_one_of_the_same_name_is_moved() -> None:
     going = [Transition(path, FILE, GONE) for path in (b"a/x", b"a/y", b"a/z")]
     coming = [Transition(b"b/y", None, FILE), Transition(b"b/n", GONE, FILE)]
     assert moves([*going, *coming]) == {b"b/y": b"a/y", b"b/n": b"a/x"}
+
+
+@given(PLANS)
+def test_a_whole_folder_holds_nothing_that_stays_or_comes(plan: list[Transition]) -> None:
+    with_many = [
+        Transition(b"a/%s/%d" % (name, number), FILE, GONE) for name in (b"a", b"b") for number in range(8)
+    ]
+    steps = {step.path: step for step in [*with_many, *plan]}
+    for top, below in whole_folders(steps.values()).items():
+        expected = steps[top].expected
+        assert expected and expected.kind is Kind.DIRECTORY
+        assert not any(folder in whole_folders(steps.values()) for folder in ancestors(top))
+        inside = [step for path, step in steps.items() if top in (path, *ancestors(path))]
+        assert all(not step.wanted.alive and not step.after for step in inside)
+        assert below == [step for step in inside if step.expected and step.expected.alive]
 
 
 def positions(plan: list[Transition]) -> dict[bytes, int]:
