@@ -577,6 +577,10 @@ class LocalReplica:
             self._manifest.keep(self._bases.written())
             self._foreseen.update(rows)
 
+    def keep(self, digest: Digest, text: bytes) -> None:
+        """Keep the base of a conflict; see `Home.keep`."""
+        self._keep(digest, text)
+
     def _keep(self, digest: Digest, data: bytes) -> None:
         """Keep a text that comes from elsewhere, for merges to come.
 
@@ -734,6 +738,11 @@ class LocalReplica:
                 self._collector.collect_if_due(history_limits(self._path))
 
     # -- peers
+
+    def names(self) -> dict[ReplicaId, str]:
+        """Return what the replicas that are known are called, this one too."""
+        known = {record.replica: record.name for record in self.peers() if record.name}
+        return {**known, self.identity.replica: self.identity.name}
 
     def met(self, peer: ReplicaId, address: str) -> None:
         """Remember which replica answered at an address."""

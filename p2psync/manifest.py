@@ -584,6 +584,22 @@ class Manifest:
                 contests[path] = Contest(winners[0].version, not before[0].same_bytes(winners[0]))
         return contests
 
+    def set_aside(self) -> list[tuple[bytes, bytes, int]]:
+        """Return the conflict copies that syncs here made: for which path, where, and when (s since 1970)."""
+        found = self._db.execute(
+            "SELECT path, copy, max(at) FROM conflict JOIN run USING (seq) WHERE copy != x'' GROUP BY copy"
+        )
+        return [(path, copy, at) for path, copy, at in found]
+
+    def named(self, part: bytes) -> list[bytes]:
+        """Return the paths of what is there, and has this in its name."""
+        found = self._db.execute(
+            "SELECT path, name FROM entry JOIN directory ON directory.id = entry.directory"
+            " WHERE instr(name, ?) AND kind != 0",
+            (part,),
+        )
+        return [join(directory, name) for directory, name in found]
+
     def replaced(self, digest: Digest) -> list[tuple[str, bytes]]:
         """Return where in the history a file with this digest should be: a run's name, and the path there.
 

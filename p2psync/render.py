@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,14 @@ def ago(seconds: float) -> str:
 
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def when(mtime_ns: int) -> str:
+    """Return a time of a file by the reader's clock, to the second."""
+    try:
+        return datetime.fromtimestamp(mtime_ns // 10**9, UTC).astimezone().isoformat(" ", "seconds")[:19]
+    except (OverflowError, ValueError, OSError):
+        return "at no time"
 
 
 # -- progress

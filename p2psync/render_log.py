@@ -88,7 +88,7 @@ def runs_text(found: Sequence[RunShown]) -> str:
 
 
 def _about(run: RunShown) -> str:
-    words = {"sync": "sync with", "undo": "undo of", "unrecorded": "not finished"}
+    words = {"sync": "sync with", "undo": "undo of", "resolve": "resolution of", "unrecorded": "not finished"}
     return (
         f"{words.get(run.kind, run.kind)} {printable(run.peer)}"
         if run.peer

@@ -243,7 +243,10 @@ class Session:
         base, ours, theirs = found
         if base is None or ours is None or theirs is None:
             return None
-        return merge(base, ours, theirs)
+        merged = merge(base, ours, theirs)
+        if merged is None:
+            self._home.keep(question.base, base)
+        return merged
 
     # -- guard
 

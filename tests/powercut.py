@@ -51,6 +51,8 @@ class Recorder:
 
         os.open = self._opening(os.open)
         os.write = self._writing(os.write)
+        os.copy_file_range = self._copying(os.copy_file_range)
+        os.ftruncate = self._cutting(os.ftruncate)
         os.mkdir = self._making(os.mkdir)
         os.symlink = self._linking(os.symlink)
         for name in ("unlink", "rmdir"):
@@ -104,6 +106,26 @@ class Recorder:
                 told = base64.b64encode(bytes(data)[:length]).decode()
                 self.note("write", _path_of(fd), start=start, data=told)
             return length
+
+        return call
+
+    def _copying(self, function: Call) -> Call:
+        def call(source: int, target: int, count: int, start: int, at: int) -> int:
+            length: int = function(source, target, count, start, at)
+            data = base64.b64encode(os.pread(source, length, start)).decode()
+            self.note("write", _path_of(target), start=at, data=data)
+            return length
+
+        return call
+
+    def _cutting(self, function: Call) -> Call:
+        def call(fd: int, length: int) -> None:
+            before = os.fstat(fd).st_size
+            function(fd, length)
+            assert length >= before, "nothing is cut off"
+            if length > before:
+                data = base64.b64encode(bytes(length - before)).decode()
+                self.note("write", _path_of(fd), start=before, data=data)
 
         return call
 

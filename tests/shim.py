@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 REPOSITORY = Path(__file__).parent.parent
 PYTHONPATH = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
@@ -415,12 +415,13 @@ def _run(folder: str, commands: Iterable[list[str]], fault: Fault) -> NoReturn:
 
 
 def _command(arguments: list[str]) -> int:
-    from p2psync.__main__ import main
+    from p2psync import __main__ as entry
 
+    entry._exit = cast(Any, sys.exit)  # the next command runs in this process too
     sys.argv = ["p2psync", *arguments]
     folder = os.getcwd()
     try:
-        main()
+        entry.main()
     except SystemExit as end:
         return int(end.code or 0)
     finally:

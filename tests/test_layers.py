@@ -40,6 +40,10 @@ MAY_USE = {  # besides the core, which all may use
     "collect": "bases chunks contents disk history manifest",
     "undo": "disk errors local manifest",
     "render_log": "local render undo",
+    "conflicts": "errors local",
+    "mergetool": "errors",
+    "render_conflicts": "conflicts render",
+    "cli.conflicts": "cli.options config conflicts errors local mergetool render_conflicts",
     "apply": "disk history stage",
     "database": "errors",
     "manifest": "database errors",
@@ -75,7 +79,7 @@ MAY_USE = {  # besides the core, which all may use
     "cli.sync": "cli.options errors render run ssh",
     "cli.history": "cli.options config errors fsck history local render render_fsck render_log undo",
     "cli.watch": "cli.options config errors hooks manager render render_watch run service watch",
-    "cli.__init__": "__init__ cli.history cli.options cli.peers cli.sync cli.watch errors",
+    "cli.__init__": "__init__ cli.conflicts cli.history cli.options cli.peers cli.sync cli.watch errors",
 }
 PURE = {
     *(
@@ -94,11 +98,11 @@ PURE = {
     *("re", "struct", "sys", "typing", "unicodedata", "msgspec", "xxhash"),
 }
 BELONGS_TO = {
-    "click": "cli.__init__ cli.history cli.options cli.peers cli.sync cli.watch render_log",
+    "click": "cli.__init__ cli.conflicts cli.history cli.options cli.peers cli.sync cli.watch render_log",
     "rich": "render",
     "tomlkit": "config",
     "sqlite3": "database manifest",
-    "subprocess": "hooks service ssh",
+    "subprocess": "hooks mergetool service ssh",
     "ctypes": "disk",
     "fcntl": "connect local ssh watcher watchfile workers",
     "watchdog": "watcher",

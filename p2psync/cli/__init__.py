@@ -10,6 +10,7 @@ import sys
 import click
 
 from p2psync import __version__
+from p2psync.cli.conflicts import conflicts, resolve
 from p2psync.cli.history import fsck, gc_command, log, restore, show, undo
 from p2psync.cli.options import EXIT_CODES, Directory, complain, exits
 from p2psync.cli.peers import init, peer, serve, status
@@ -35,7 +36,10 @@ def cli(directory: bytes | None) -> None:
         os.chdir(directory)
 
 
-for command in (init, peer, sync, watch, service, status, log, show, restore, undo, gc_command, fsck, serve):
+for command in (
+    *(init, peer, sync, watch, service, status, conflicts, resolve),
+    *(log, show, restore, undo, gc_command, fsck, serve),
+):
     cli.add_command(command)
 
 

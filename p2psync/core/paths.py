@@ -129,6 +129,12 @@ def is_conflict_copy(path: bytes) -> bool:
     return _CONFLICT_MARK.search(split(path)[1]) is not None
 
 
+def original(copy: bytes) -> bytes:
+    """Return the path that a conflict copy was named for, as far as its name tells."""
+    directory, name = split(copy)
+    return join(directory, _CONFLICT_MARK.sub(b"", name))
+
+
 def _shorten(name: bytes, length: int) -> bytes:
     """Cut `name` to at most `length` bytes, not inside a UTF-8 sequence."""
     if len(name) <= length:

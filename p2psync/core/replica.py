@@ -316,6 +316,9 @@ class Home(Replica, Protocol):
     def contests(self) -> Mapping[bytes, Contest]:
         """Return the conflicts settled before whose conflict copies are still there, by path."""
 
+    def keep(self, digest: Digest, text: bytes) -> None:
+        """Keep a text that both versions of a conflict were made from, for who settles it."""
+
     def nonce(self, seq: int) -> int | None:
         """Return the nonce of the change of that number, None if it is not recalled."""
 

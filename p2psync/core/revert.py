@@ -73,7 +73,7 @@ def revert(changes: Iterable[Changed], present: Present, stamp: Stamp, force: bo
         if not force and not _same(change.after if change.after.alive else None, now):
             left[change.path] = CHANGED
         else:
-            wanted[change.path] = _again(change.goal, now, stamp) if change.goal else vanish(now, stamp)
+            wanted[change.path] = again(change.goal, now, stamp) if change.goal else vanish(now, stamp)
     _spare_folders(wanted, left, present)
     for path in sorted(path for path, entry in wanted.items() if entry.alive):
         if why := _make_way(path, wanted, left, present, stamp):
@@ -92,7 +92,8 @@ def _same(goal: Entry | None, now: Entry) -> bool:
     return not now.alive if goal is None else now.same_content(goal)
 
 
-def _again(goal: Entry, now: Entry, stamp: Stamp) -> Entry:
+def again(goal: Entry, now: Entry, stamp: Stamp) -> Entry:
+    """Return what was, as a version that follows the present one."""
     return replace(goal, version=now.version.bump(stamp), revision=now.revision + 1)
 
 
@@ -124,5 +125,5 @@ def _make_way(
     for folder in missing:
         new = Entry(kind=Kind.DIRECTORY, mode=0o755, mtime_ns=stamp.tick * 1000)
         made = present.former.get(folder, new)
-        wanted[folder] = _again(made, present.entries.get(folder) or _NEVER_WAS, stamp)
+        wanted[folder] = again(made, present.entries.get(folder) or _NEVER_WAS, stamp)
     return None

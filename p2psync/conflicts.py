@@ -1,0 +1,264 @@
+"""Conflicts: which are open on a replica, and how a person settles them. Owns what each way of settling does.
+
+What is open is in the manifest: the copies that a sync here set aside, and those that other replicas set
+aside, known by the digest of their contents that their names carry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from xxhash import xxh3_128_digest
+
+from p2psync.core.contested import makers
+from p2psync.core.detect import vanish
+from p2psync.core.merge import MAX_TEXT
+from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
+from p2psync.core.paths import conflict_names, is_conflict_copy, join, original, shown, split
+from p2psync.core.replica import More, Name, Piece
+from p2psync.core.revert import again
+from p2psync.core.vector import ReplicaId
+from p2psync.errors import Exit, P2PSyncError, ReplicaError
+from p2psync.local import LocalReplica
+
+
+class NoConflict(P2PSyncError):
+    """There is no such conflict."""
+
+    exit_code = Exit.USAGE
+
+
+class Keep(StrEnum):
+    """What becomes of the two versions of a conflict."""
+
+    OURS = "ours"
+    """The one that this replica had; where it had neither, what has the path now."""
+    THEIRS = "theirs"
+    BOTH = "both"
+    """The copy gets a name of its own."""
+    MERGED = "merged"
+    """What is at the path now, edited since: the copy goes."""
+
+
+@dataclass(frozen=True)
+class Open:
+    """A conflict that nobody has settled yet."""
+
+    path: bytes
+    copy: bytes
+    """Where the loser was set aside."""
+    winner: Entry | None
+    """What is at the path; None: nothing."""
+    loser: Entry
+    winner_by: ReplicaId | None
+    loser_by: ReplicaId | None
+    lost_here: bool
+    settled_at: int | None
+    """Seconds since 1970 of the sync that set it aside; None: that was on another replica."""
+    is_edited: bool
+    """Was the path edited since?"""
+
+
+def open_conflicts(replica: LocalReplica) -> list[Open]:
+    """Return the conflicts whose copies are still there, in the order of their paths."""
+    manifest = replica.manifest
+    recorded = {copy: (path, at) for path, copy, at in manifest.set_aside()}
+    found = []
+    for copy in sorted({*recorded, *manifest.named(b".sync-conflict-")}):
+        loser = manifest.entry(copy)
+        if loser is None or not loser.alive or loser.kind is Kind.DIRECTORY:
+            continue
+        path, at = recorded.get(copy, (original(copy), None))
+        if at is None and not _is_copy_of(copy, path, [v.entry for v in manifest.versions(copy)]):
+            continue
+        found.append(_open(replica, path, copy, loser, at))
+    return sorted(found, key=lambda conflict: (conflict.path, conflict.copy))
+
+
+def _is_copy_of(copy: bytes, path: bytes, versions: Iterable[Entry]) -> bool:
+    """Does a name carry the digest of what is, or was, there? Then it was made by a sync."""
+    if not is_conflict_copy(copy):
+        return False
+    return any(
+        entry.alive and copy in (name for _, name in zip(range(2), _names(path, entry), strict=False))
+        for entry in versions
+    )
+
+
+def _names(path: bytes, entry: Entry) -> Iterator[bytes]:
+    return conflict_names(path, entry.mtime_ns, entry.digest)
+
+
+def _open(replica: LocalReplica, path: bytes, copy: bytes, loser: Entry, at: int | None) -> Open:
+    first = next(v.entry for v in replica.manifest.versions(copy) if v.entry.alive)
+    versions: list[Entry | None] = [version.entry for version in replica.manifest.versions(path)]
+    *earlier, present = versions or [None]
+    winner = present if present is not None and present.alive else None
+    # What kept the path has the decision in its version; what was edited there since has it too, and more.
+    was = [entry for entry in (*earlier, present) if entry is not None]
+    decided = next((entry for entry in was if first.version <= entry.version), present)
+    before = [entry for entry in earlier if entry is not None and not first.version <= entry.version]
+    who = makers(decided, first, before) if decided is not None else None
+    return Open(
+        path,
+        copy,
+        winner,
+        loser,
+        who.winner if who else None,
+        who.loser if who else None,
+        bool(who and who.lost_here),
+        at,
+        bool(winner and decided and not (winner.same_bytes(decided) and replica.contents.at(path))),
+    )
+
+
+def named(conflicts: Sequence[Open], paths: Iterable[bytes]) -> list[Open]:
+    """Return the conflicts that are about these paths, or in these folders.
+
+    Raises:
+        NoConflict: there is none about one of them.
+    """
+    chosen: dict[bytes, Open] = {}
+    for path in paths:
+        about = [
+            one
+            for one in conflicts
+            if path in (one.path, one.copy) or one.path.startswith(path + b"/") or not path
+        ]
+        if not about:
+            raise NoConflict(f"there is no open conflict about {shown(path)}; `p2psync conflicts` lists them")
+        chosen.update({one.copy: one for one in about})
+    return list(chosen.values())
+
+
+def keep_copy(conflict: Open, copy: bool) -> Keep:
+    """Return how the copy is kept, or else what has the path."""
+    return Keep.OURS if copy == conflict.lost_here else Keep.THEIRS
+
+
+def newest_is_copy(conflict: Open) -> bool:
+    """Is the version that was set aside the later one?"""
+    return conflict.winner is None or conflict.loser.mtime_ns > conflict.winner.mtime_ns
+
+
+# -- settling
+
+
+@dataclass
+class Settled:
+    """What came of settling conflicts."""
+
+    conflicts: list[tuple[Open, str]]
+    """With what was kept, in words."""
+    problems: list[Problem]
+
+    @property
+    def exit_code(self) -> Exit:
+        """What the command ends with."""
+        return Exit.CONFLICTS if self.problems else Exit.IN_STEP
+
+
+def settle(
+    replica: LocalReplica,
+    choices: Sequence[tuple[Open, Keep]],
+    merged: bytes | None = None,
+    dry_run: bool = False,
+) -> Settled:
+    """Settle conflicts as chosen; it is a run, which can be undone.
+
+    Args:
+        replica: open, locked, and scanned.
+        choices: what to keep of each.
+        merged: the text that the path of the only one of them gets, if it was merged elsewhere.
+        dry_run: only tell.
+
+    Raises:
+        NoConflict: `merged` is wanted of what was not edited.
+        ReplicaError: it cannot be carried out.
+    """
+    stamp = replica.stamp()
+    steps: list[Transition] = []
+    told: list[tuple[Open, str]] = []
+    taken: set[bytes] = set()
+    for conflict, keep in choices:
+        path, copy = conflict.path, conflict.copy
+        now, loser = replica.lookup([Name(path, False), Name(copy, False)]).entries
+        if loser is None or not loser.alive:
+            continue
+        gone = Transition(copy, loser, vanish(loser, stamp))
+        keeps_copy = (keep is Keep.OURS) == conflict.lost_here and keep in (Keep.OURS, Keep.THEIRS)
+        known = now if now is not None else _NEVER_WAS
+        if merged is not None:
+            entry = _merged(known if known.alive else loser, merged, stamp.tick)
+            steps += [Transition(path, now, again(entry, known, stamp)), gone]
+            told.append((conflict, "the merged text"))
+        elif keep is Keep.BOTH:
+            place = _free(replica, path, taken)
+            there = replica.lookup([Name(place, False)]).entries[0]
+            steps += [Transition(place, there, again(loser, there or _NEVER_WAS, stamp)), gone]
+            told.append((conflict, f"both; the other as {shown(place)}"))
+        elif keep is Keep.MERGED and not conflict.is_edited:
+            raise NoConflict(
+                f"{shown(path)} was not edited since the conflict: merge it there, or with --tool, or say"
+                " --keep ours or theirs"
+            )
+        elif keeps_copy:
+            steps += [Transition(path, now, again(loser, known, stamp)), gone]
+            told.append((conflict, keep.value))
+        else:
+            steps.append(gone)
+            told.append((conflict, keep.value))
+    problems: list[Problem] = []
+    if steps and not dry_run:
+        replica.use_stamp(stamp)
+        lacking = {content.digest for content in replica.prepare(steps)}
+        if merged is not None:
+            replica.stage([[Piece(Digest(xxh3_128_digest(merged)), merged, More.LAST)]])
+        elif lacking:
+            raise ReplicaError("a version that is to be kept was changed meanwhile; look at it and try again")
+        about = shown(choices[0][0].path) if len(choices) == 1 else f"{len(choices)} conflicts"
+        for applied in replica.apply("resolve", about):
+            problems += applied.problems
+    failed = {problem.path for problem in problems}
+    return Settled([one for one in told if one[0].copy not in failed], problems)
+
+
+_NEVER_WAS = Entry(kind=Kind.TOMBSTONE)
+
+
+def _merged(like: Entry, data: bytes, tick: int) -> Entry:
+    return Entry(
+        kind=Kind.FILE,
+        digest=Digest(xxh3_128_digest(data)),
+        size=len(data),
+        mode=like.mode or 0o644,
+        mtime_ns=tick * 1000,
+    )
+
+
+def _free(replica: LocalReplica, path: bytes, taken: set[bytes]) -> bytes:
+    """Return a name for a second version of a file: `report-2.txt`."""
+    folder, name = split(path)
+    stem, extension = os.path.splitext(name)
+    number = 2
+    while True:
+        place = join(folder, b"%s-%d%s" % (stem, number, extension))
+        present = replica.lookup([Name(place, False)]).entries[0]
+        if place not in taken and (present is None or not present.alive):
+            taken.add(place)
+            return place
+        number += 1
+
+
+def base_of(replica: LocalReplica, conflict: Open) -> bytes | None:
+    """Return the text that both versions were made from, None if it is not kept here."""
+    for version in reversed(replica.manifest.versions(conflict.path)):
+        entry = version.entry
+        if entry.kind is Kind.FILE and entry.size <= MAX_TEXT and entry.version <= conflict.loser.version:
+            if entry.same_bytes(conflict.loser):
+                continue
+            return replica.contents.text(entry.digest)
+    return None

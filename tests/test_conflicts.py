@@ -1,0 +1,248 @@
+"""Conflicts are listed with whose they are, and settled as a person says, on all replicas."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2psync.core.contested import makers
+from p2psync.core.model import Entry, Kind
+from p2psync.core.vector import ReplicaId, Stamp, Version
+from tests.cli_support import (
+    LONG_AGO_NS,
+    assert_same,
+    contents,
+    copies,
+    history,
+    p2psync,
+    pair,
+    replica,
+    write,
+)
+
+OURS, THEIRS, BASE = "one\nours\nthree\n", "one\ntheirs\nthree\n", "one\ntwo\nthree\n"
+LATER = LONG_AGO_NS + 10**9
+
+
+@pytest.fixture
+def contested(tmp_path: Path) -> tuple[Path, Path]:
+    """A conflict that `here` has lost: the later time wins."""
+    here, there = pair(tmp_path, {"d/f.txt": BASE})
+    write(here / "d/f.txt", OURS, mtime_ns=LONG_AGO_NS)
+    write(there / "d/f.txt", THEIRS, mtime_ns=LATER)
+    p2psync(here, "sync", there, code=1)
+    return here, there
+
+
+def test_what_is_open_is_told_with_whose_it_is_on_both_sides(contested: tuple[Path, Path]) -> None:
+    here, there = contested
+    (copy,) = copies(here)
+    (told,) = p2psync(here, "conflicts", "--json", code=1).json["conflicts"]
+    assert told["path"] == "d/f.txt"
+    assert told["copy"] == str(copy.relative_to(here))
+    assert (told["kept"]["by"], told["kept"]["size"]) == (name(there), len(THEIRS))
+    assert (told["set_aside"]["by"], told["set_aside"]["size"]) == (name(here), len(OURS))
+    assert told["lost_here"] and not told["edited"]
+    (there_told,) = p2psync(there, "conflicts", "--json", code=1).json["conflicts"]
+    assert not there_told["lost_here"]
+    assert (there_told["kept"]["by"], there_told["set_aside"]["by"]) == (name(there), name(here))
+    text = p2psync(here / "d", "conflicts", code=1).out
+    assert "d/f.txt\n" in text and "by this replica" in text and name(there) in text
+
+
+def name(root: Path) -> str:
+    told: str = p2psync(root, "status", "--json").json["name"]
+    return told
+
+
+def test_a_third_replica_knows_the_conflict_too(contested: tuple[Path, Path], tmp_path: Path) -> None:
+    third = replica(tmp_path / "third")
+    p2psync(third, "sync", contested[0])
+    (told,) = p2psync(third, "conflicts", "--json", code=1).json["conflicts"]
+    assert told["path"] == "d/f.txt"
+    p2psync(third, "resolve", "d/f.txt", "--keep", "theirs")
+    p2psync(third, "sync", contested[0])
+    assert list(contents(contested[0])) == ["d/f.txt"]
+
+
+def test_a_name_that_only_looks_like_a_copy_is_no_conflict(tmp_path: Path) -> None:
+    _, there = pair(tmp_path, {"f": "1", "f.sync-conflict-20200101-000000-ABCDEFG": "2"})
+    assert p2psync(there, "conflicts").out == ""
+
+
+KEPT = {"ours": OURS, "theirs": THEIRS}
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("keep", ["ours", "theirs"])
+def test_the_version_that_is_chosen_is_kept_everywhere(
+    contested: tuple[Path, Path], keep: str, side: int
+) -> None:
+    here, there = contested
+    at = contested[side]
+    assert "settled" in p2psync(at / "d", "resolve", "f.txt", "--keep", keep).out
+    assert p2psync(at, "conflicts").out == ""
+    p2psync(here, "sync", there)
+    assert_same(here, there)
+    wanted = KEPT[keep] if side == 0 else KEPT["theirs" if keep == "ours" else "ours"]
+    assert contents(there) == {"d/f.txt": wanted.encode()}
+    assert {OURS.encode(), THEIRS.encode()} <= history(here) | set(contents(here).values())
+
+
+def test_both_are_kept_under_names_of_their_own(contested: tuple[Path, Path]) -> None:
+    here, there = contested
+    write(here / "d/f-2.txt", "taken")
+    p2psync(here, "resolve", "--all", "--keep", "both")
+    p2psync(here, "sync", there)
+    assert contents(there) == {
+        "d/f.txt": THEIRS.encode(),
+        "d/f-2.txt": b"taken",
+        "d/f-3.txt": OURS.encode(),
+    }
+
+
+def test_what_was_merged_by_hand_is_kept(contested: tuple[Path, Path]) -> None:
+    here, there = contested
+    said = p2psync(here, "resolve", "d", "--keep", "merged", code=2).err
+    assert "was not edited since the conflict" in said
+    write(here / "d/f.txt", "merged\n")
+    assert p2psync(here, "conflicts", "--json", code=1).json["conflicts"][0]["edited"]
+    p2psync(here, "resolve", "d", "--keep", "merged")
+    p2psync(here, "sync", there)
+    assert contents(there) == {"d/f.txt": b"merged\n"}
+
+
+@pytest.mark.parametrize(("prefer", "wanted"), [("newest", THEIRS), ("there", THEIRS), ("me", OURS)])
+def test_all_are_settled_by_a_preference(contested: tuple[Path, Path], prefer: str, wanted: str) -> None:
+    here, there = contested
+    p2psync(here, "peer", "add", "there", there)
+    p2psync(here, "resolve", "--all", "--prefer", name(here) if prefer == "me" else prefer)
+    p2psync(here, "sync", there)
+    assert contents(there) == {"d/f.txt": wanted.encode()}
+
+
+def test_a_choice_is_a_run_that_can_be_undone(contested: tuple[Path, Path]) -> None:
+    here, _ = contested
+    before = contents(here)
+    p2psync(here, "resolve", "--all", "--keep", "ours")
+    assert "resolution of d/f.txt" in p2psync(here, "log").out
+    p2psync(here, "undo")
+    assert contents(here) == before
+
+
+def test_a_dry_run_changes_nothing(contested: tuple[Path, Path]) -> None:
+    here, _ = contested
+    before = contents(here)
+    assert "would be settled" in p2psync(here, "resolve", "-n", "--all", "--keep", "ours").out
+    assert contents(here) == before
+
+
+# -- tools
+
+
+def tool(folder: Path, script: str) -> str:
+    path = folder / "tool"
+    head = f"#!{sys.executable}\nimport os, sys\nbase, ours, theirs, merged = sys.argv[1:]\n"
+    path.write_text(head + script)
+    path.chmod(0o755)
+    return str(path)
+
+
+JOIN = "open(merged, 'w').write(''.join(open(f).read() for f in (base, ours, theirs)))"
+
+
+def test_a_tool_merges(contested: tuple[Path, Path], tmp_path: Path) -> None:
+    here, there = contested
+    p2psync(here, "resolve", "d/f.txt", "--tool", tool(tmp_path, JOIN))
+    p2psync(here, "sync", there)
+    assert contents(there) == {"d/f.txt": (BASE + OURS + THEIRS).encode()}
+
+
+def test_the_tool_of_the_environment_is_used(contested: tuple[Path, Path], tmp_path: Path) -> None:
+    here, _ = contested
+    script = "assert [os.environ[n] for n in ('BASE','LOCAL','REMOTE','MERGED')] == sys.argv[1:]\n" + JOIN
+    p2psync(here, "resolve", "--all", env={"MERGE": tool(tmp_path, script)})
+    assert contents(here) == {"d/f.txt": (BASE + OURS + THEIRS).encode()}
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "why"),
+    [("pass", 1, "saved nothing new"), ("sys.exit(3)", 3, "ended with 3"), (None, 3, "No such file")],
+)
+def test_a_tool_that_does_nothing_leaves_the_conflict_open(
+    contested: tuple[Path, Path], tmp_path: Path, script: str | None, code: int, why: str
+) -> None:
+    here, _ = contested
+    before = contents(here)
+    program = tool(tmp_path, script) if script else str(tmp_path / "none")
+    assert why in p2psync(here, "resolve", "--all", "--tool", program, code=code).err
+    assert contents(here) == before
+
+
+def test_what_is_no_text_is_not_given_to_a_tool(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"f": b"\0"})
+    write(here / "f", b"\0" * (2 << 20))
+    write(there / "f", b"\0b")
+    p2psync(here, "sync", there, code=1)
+    assert "no text" in p2psync(here, "resolve", "--all", "--tool", "true", code=1).err
+
+
+# -- wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["resolve"], "name the paths"),
+        (["resolve", "--all", "f"], "name the paths"),
+        (["resolve", "--all"], "say which version"),
+        (["resolve", "--all", "--keep", "ours", "--prefer", "newest"], "choose one"),
+        (["resolve", "none", "--keep", "ours"], "no open conflict about none"),
+        (["resolve", "--all", "--prefer", "nobody"], "no peer nobody"),
+        (["conflicts", "none"], "no open conflict about none"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(contested: tuple[Path, Path], arguments: list[str], why: str) -> None:
+    assert why in p2psync(contested[0], *arguments, code=2).err
+
+
+# -- who made what
+
+
+def entry(data: bytes, **ticks: int) -> Entry:
+    replicas = {ReplicaId(ord(key)): tick for key, tick in ticks.items()}
+    return Entry(kind=Kind.FILE, digest=data * 16, version=Version(replicas))  # type: ignore[arg-type]
+
+
+A, B, C = (ReplicaId(ord(letter)) for letter in "abc")
+
+
+@pytest.mark.parametrize("decider", [A, B, C])
+@pytest.mark.parametrize("lost", [True, False])
+def test_who_made_the_versions_is_read_from_their_vectors(decider: ReplicaId, lost: bool) -> None:
+    """A has made one, B the other; C has decided, or one of them. Looked at from A."""
+    base = entry(b"0", a=1, b=1)
+    ours, theirs = entry(b"1", a=5, b=1), entry(b"2", a=1, b=6)
+    decision = Stamp(decider, 9)
+    winner, loser = (theirs, ours) if lost else (ours, theirs)
+    path = Entry(
+        kind=Kind.FILE, digest=winner.digest, version=(winner.version | loser.version).bump(decision)
+    )
+    copy = Entry(kind=Kind.FILE, digest=loser.digest, version=loser.version.bump(decision))
+    found = makers(path, copy, [base, ours])
+    assert found.lost_here is lost
+    assert (found.winner, found.loser) == ((B, A) if lost else (A, B))
+
+
+def test_without_any_version_nothing_is_known_of_the_makers() -> None:
+    assert makers(entry(b"1"), entry(b"2"), []) == (None, None, None)
+
+
+def test_folders_of_temporary_files_go(contested: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    program = tool(tmp_path, JOIN)
+    p2psync(contested[0], "resolve", "--all", "--tool", program, env={"TMPDIR": str(tmp_path / "tmp")})
+    assert os.listdir(tmp_path / "tmp") == []
