@@ -21,6 +21,7 @@ MODULES = {
     for file in sorted(PACKAGE.rglob("*.py"))
 }
 CORE = [name for name in MODULES if name.startswith("core.")]
+COMMANDS = " ".join(name for name in MODULES if name.startswith("cli.") and name != "cli.__init__")
 
 MAY_USE = {  # besides the core, which all may use
     "__init__": "",
@@ -41,6 +42,9 @@ MAY_USE = {  # besides the core, which all may use
     "undo": "disk errors local manifest",
     "render_log": "local render undo",
     "conflicts": "errors local",
+    "rules": "errors",
+    "render_rules": "render render_log rules run",
+    "cli.rules": "cli.options config errors local render render_log render_rules rules run undo",
     "mergetool": "errors",
     "render_conflicts": "conflicts render",
     "cli.conflicts": "cli.options config conflicts errors local mergetool render_conflicts",
@@ -79,7 +83,7 @@ MAY_USE = {  # besides the core, which all may use
     "cli.sync": "cli.options errors render run ssh",
     "cli.history": "cli.options config errors fsck history local render render_fsck render_log undo",
     "cli.watch": "cli.options config errors hooks manager render render_watch run service watch",
-    "cli.__init__": "__init__ cli.conflicts cli.history cli.options cli.peers cli.sync cli.watch errors",
+    "cli.__init__": f"__init__ {COMMANDS} errors",
 }
 PURE = {
     *(
@@ -98,7 +102,7 @@ PURE = {
     *("re", "struct", "sys", "typing", "unicodedata", "msgspec", "xxhash"),
 }
 BELONGS_TO = {
-    "click": "cli.__init__ cli.conflicts cli.history cli.options cli.peers cli.sync cli.watch render_log",
+    "click": f"cli.__init__ {COMMANDS} render_log",
     "rich": "render",
     "tomlkit": "config",
     "sqlite3": "database manifest",

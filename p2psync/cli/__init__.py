@@ -14,6 +14,7 @@ from p2psync.cli.conflicts import conflicts, resolve
 from p2psync.cli.history import fsck, gc_command, log, restore, show, undo
 from p2psync.cli.options import EXIT_CODES, Directory, complain, exits
 from p2psync.cli.peers import init, peer, serve, status
+from p2psync.cli.rules import ignore, why
 from p2psync.cli.sync import sync
 from p2psync.cli.watch import service, watch
 from p2psync.errors import Exit, P2PSyncError
@@ -37,7 +38,7 @@ def cli(directory: bytes | None) -> None:
 
 
 for command in (
-    *(init, peer, sync, watch, service, status, conflicts, resolve),
+    *(init, peer, sync, watch, service, status, conflicts, resolve, ignore, why),
     *(log, show, restore, undo, gc_command, fsck, serve),
 ):
     cli.add_command(command)

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from xxhash import xxh3_128_digest
@@ -63,14 +64,14 @@ class _PatternError(Exception):
     """No path can match the pattern; git skips such a rule without a word."""
 
 
-class _Verdict(NamedTuple):
+class Verdict(NamedTuple):
     """What the last matching rule of one ignore file says; the greater rank wins."""
 
     rank: int
     ignored: bool
 
 
-_SILENT = _Verdict(-1, False)
+_SILENT = Verdict(-1, False)
 
 
 class _Exact(NamedTuple):
@@ -103,7 +104,7 @@ def _compiled(regex: bytes) -> re.Pattern[bytes]:
 class _Step:
     """One path component of a rule, and what the rule asks for below it."""
 
-    verdict: _Verdict
+    verdict: Verdict
     dirs_only: bool
     deep: bool  # any number of directories may come first, as after `**/`
     names: _Exact | _Suffix | _Glob
@@ -116,9 +117,9 @@ class _Table:
     __slots__ = ("_any_glob", "_exact", "_globs", "_suffixes", "_tails")
 
     def __init__(self, steps: Sequence[_Step]) -> None:
-        self._exact: dict[bytes, _Verdict] = {}
-        self._suffixes: dict[bytes, _Verdict] = {}
-        self._globs: list[tuple[_Verdict, _Glob]] = []
+        self._exact: dict[bytes, Verdict] = {}
+        self._suffixes: dict[bytes, Verdict] = {}
+        self._globs: list[tuple[Verdict, _Glob]] = []
         for step in sorted(steps, key=lambda step: step.verdict, reverse=True):
             match step.names:
                 case _Exact(name):
@@ -131,7 +132,7 @@ class _Table:
         # Most names match none of the globs: one test of all of them says so.
         self._any_glob = _compiled(b"|".join(glob.regex for _, glob in self._globs) or rb"(?!)")
 
-    def find(self, name: bytes) -> _Verdict:
+    def find(self, name: bytes) -> Verdict:
         found = self._exact.get(name, _SILENT)
         for length in self._tails:
             verdict = self._suffixes.get(name[-length:])
@@ -161,7 +162,7 @@ class _Rules(NamedTuple):
     moving: tuple[_Step, ...]  # what each rule about a path still asks for
     here: _Tables | None  # those of `moving` that are down to the name
 
-    def find(self, name: bytes, is_dir: bool) -> _Verdict:
+    def find(self, name: bytes, is_dir: bool) -> Verdict:
         found = _SILENT if self.settled is None else self.settled[is_dir].find(name)
         return found if self.here is None else max(found, self.here[is_dir].find(name))
 
@@ -222,11 +223,16 @@ class Ignore:
         This directory itself is not ignored: the caller would not have come here.  A symbolic link
         is not a directory.
         """
+        found = self.verdict(name, is_dir)
+        return found is not None and found.ignored
+
+    def verdict(self, name: bytes, is_dir: bool) -> Verdict | None:
+        """Return what decides about the child `name`; None: no rule is about it. See `rule_of`."""
         for file in self._files:
             found = file.find(name, is_dir)
             if found is not _SILENT:
-                return found.ignored
-        return False
+                return found
+        return None
 
     @property
     def empty(self) -> bool:
@@ -252,11 +258,21 @@ def _parse(text: bytes) -> _Rules:
     return _rules(_tables(settled), moving)
 
 
+def rule_of(text: bytes, rank: int) -> tuple[int, bytes]:
+    """Return the number, from 1 on, and the text of the line of an ignore file that has this rank; or 0."""
+    return next(islice(_numbered(text), rank, None), (0, b""))
+
+
 def _lines(text: bytes) -> Iterator[bytes]:
-    """Yield the lines that may hold a rule, as git's C strings hold them: each ends at a NUL."""
-    for line in text.removeprefix(_BOM).split(b"\n"):
+    """Yield the lines that may hold a rule."""
+    return (line for _, line in _numbered(text))
+
+
+def _numbered(text: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield these lines with their numbers, as git's C strings hold them: each ends at a NUL."""
+    for number, line in enumerate(text.removeprefix(_BOM).split(b"\n"), 1):
         if line and not line.startswith(b"#"):
-            yield _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
+            yield number, _without_trailing_spaces(line.removesuffix(b"\r").partition(b"\0")[0])
 
 
 def _without_trailing_spaces(line: bytes) -> bytes:
@@ -268,7 +284,7 @@ def _without_trailing_spaces(line: bytes) -> bytes:
 
 def _rule(rank: int, line: bytes) -> list[_Step]:
     """Return the first steps of the rule that `line` spells; none if it can never match."""
-    verdict = _Verdict(rank, not line.startswith(b"!"))
+    verdict = Verdict(rank, not line.startswith(b"!"))
     pattern = line if verdict.ignored else line[1:]
     dirs_only = pattern.endswith(b"/")
     pattern = pattern.removesuffix(b"/")
