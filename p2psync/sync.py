@@ -154,8 +154,7 @@ class Session:
         started = time.monotonic()
         if carry_out:
             self._recognise()
-        scans = (self.home_scanned, self._peer_scanned)
-        home, peer = (Side(r, r.identity, scanned) for r, scanned in zip(self._replicas, scans, strict=True))
+        home, peer = self._sides()
         home.problems += home.scanned.problems
         peer.problems += peer.scanned.problems
         self._progress.begin("comparing")
@@ -179,6 +178,21 @@ class Session:
             self._acknowledge(home, peer, plan)
         result.seconds = time.monotonic() - started
         return result
+
+    def differing(self) -> dict[bytes, Pair]:
+        """Return what both sides have, after a scan, at each path where they do not have the same."""
+        home, peer = self._sides()
+        pairs = self._exchange(home, peer).pairs
+        return {path: pair for path, pair in pairs.items() if _differ(pair)}
+
+    def problems(self) -> list[Problem]:
+        """Return what the scans of both sides could not read."""
+        return [*self.home_scanned.problems, *self._peer_scanned.problems]
+
+    def _sides(self) -> tuple[Side, Side]:
+        scans = (self.home_scanned, self._peer_scanned)
+        home, peer = (Side(r, r.identity, scanned) for r, scanned in zip(self._replicas, scans, strict=True))
+        return home, peer
 
     # -- identity
 
@@ -341,6 +355,11 @@ class Session:
             point = points[other.identity.replica]
             mark = Mark(other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce)
             side.replica.acknowledge(other.identity, mark)
+
+
+def _differ(pair: Pair) -> bool:
+    ours, theirs = (entry if entry is not None and entry.alive else None for entry in pair)
+    return ours is not theirs and (ours is None or theirs is None or not ours.same_content(theirs))
 
 
 def _newest_common(home: Home, copy: Replica) -> int:

@@ -11,6 +11,7 @@ import click
 
 from p2psync import __version__
 from p2psync.cli.conflicts import conflicts, resolve
+from p2psync.cli.diff import diff
 from p2psync.cli.history import fsck, gc_command, log, restore, show, undo
 from p2psync.cli.options import EXIT_CODES, Directory, complain, exits
 from p2psync.cli.peers import init, peer, serve, status
@@ -28,7 +29,13 @@ from p2psync.errors import Exit, P2PSyncError
 @click.option(
     "-C", "directory", type=Directory(), default=b".", metavar="DIR", help="Run as if started in DIR."
 )
-def cli(directory: bytes | None) -> None:
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Colour what is printed; 'auto': on a terminal, unless NO_COLOR is set.",
+)
+def cli(directory: bytes | None, color: str) -> None:
     """Keep directories identical, in both directions, over SSH or local paths.
 
     A directory becomes a replica with `init`; `sync` makes it and its peers the same.
@@ -38,7 +45,7 @@ def cli(directory: bytes | None) -> None:
 
 
 for command in (
-    *(init, peer, sync, watch, service, status, conflicts, resolve, ignore, why),
+    *(init, peer, sync, watch, service, status, conflicts, resolve, diff, ignore, why),
     *(log, show, restore, undo, gc_command, fsck, serve),
 ):
     cli.add_command(command)

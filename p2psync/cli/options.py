@@ -174,6 +174,14 @@ def is_terminal(fd: int) -> bool:
         return False
 
 
+def wants_colour(fd: int) -> bool:
+    """Is what goes there to be coloured? `--color` says so, else NO_COLOR, else whether it is a terminal."""
+    wish = click.get_current_context().find_root().params.get("color", "auto")
+    if wish != "auto":
+        return bool(wish == "always")
+    return is_terminal(fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 prefer_option = click.option(
     "--prefer",
     type=click.Choice(["both", "newest", "local", "peer", "skip"]),

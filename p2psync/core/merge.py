@@ -33,7 +33,7 @@ MAX_STEPS = 500_000
 """Steps that one alignment may take, about 0.3 s; an edited source file needs some thousand."""
 
 
-class _Edit(NamedTuple):
+class Edit(NamedTuple):
     """Base lines [start, end) gave way to `lines` on one side, 0 or 1."""
 
     start: int
@@ -72,11 +72,11 @@ def merge(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
     """
     if not all(map(is_text, (base, ours, theirs))):
         return None
-    old = _lines(base)
-    edits = _edits(old, _lines(ours), side=0) + _edits(old, _lines(theirs), side=1)
+    old = lines_of(base)
+    changes = edits(old, lines_of(ours), side=0) + edits(old, lines_of(theirs), side=1)
     merged: list[bytes] = []
     done = 0
-    for region in _regions(sorted(edits)):
+    for region in _regions(sorted(changes)):
         start, end = region[0].start, max(edit.end for edit in region)
         sides = {edit.side for edit in region}
         outcomes = {_outcome(old[start:end], start, region, side) for side in sides}
@@ -87,13 +87,14 @@ def merge(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
     return b"".join(merged + old[done:])
 
 
-def _lines(text: bytes) -> list[bytes]:
+def lines_of(text: bytes) -> list[bytes]:
+    """Split a text into lines with their ends."""
     return BytesIO(text).readlines()  # unlike splitlines, no line ends at a lone "\r"
 
 
-def _regions(edits: Iterable[_Edit]) -> Iterator[list[_Edit]]:
+def _regions(edits: Iterable[Edit]) -> Iterator[list[Edit]]:
     """Gather sorted edits that overlap or touch; git, too, has edits of adjacent lines collide."""
-    region: list[_Edit] = []
+    region: list[Edit] = []
     end = 0
     for edit in edits:
         if region and edit.start > end:
@@ -105,7 +106,7 @@ def _regions(edits: Iterable[_Edit]) -> Iterator[list[_Edit]]:
         yield region
 
 
-def _outcome(lines: list[bytes], start: int, region: list[_Edit], side: int) -> bytes:
+def _outcome(lines: list[bytes], start: int, region: list[Edit], side: int) -> bytes:
     """Return what `side` made of the base lines of a region, which begin at `start`."""
     parts: list[bytes] = []
     done = 0
@@ -116,12 +117,13 @@ def _outcome(lines: list[bytes], start: int, region: list[_Edit], side: int) -> 
     return b"".join(parts + lines[done:])
 
 
-def _edits(old: list[bytes], new: list[bytes], side: int) -> list[_Edit]:
+def edits(old: list[bytes], new: list[bytes], side: int) -> list[Edit]:
+    """Return what turns the lines of one text into those of another, as edits of `side`."""
     kept_old, kept_new = _align(old, new)
     _slide(old, kept_old, kept_new)
     _slide(new, kept_new, kept_old)
     return [
-        _Edit(x + 1, next_x, side, new[y + 1 : next_y])
+        Edit(x + 1, next_x, side, new[y + 1 : next_y])
         for (x, next_x), (y, next_y) in zip(pairwise(kept_old), pairwise(kept_new), strict=True)
         if next_x - x > 1 or next_y - y > 1
     ]
