@@ -161,6 +161,17 @@ class Open(_Call, frozen=True):
     """Lock again after `Wait`; answered with the identity, or with `Locked`: then it can be tried again."""
 
 
+class Describe(_Call, frozen=True):
+    """Tell what is so there: `facts.Facts`."""
+
+
+class Echo(_Call, frozen=True):
+    """Send back so many bytes; `data` is only there to be sent."""
+
+    data: bytes
+    size: Annotated[int, msgspec.Meta(ge=0, le=8 << 20)]
+
+
 class Close(_Call, frozen=True):
     pass
 
@@ -190,6 +201,8 @@ AnyCall = (
     | Watch
     | Wait
     | Open
+    | Describe
+    | Echo
     | Close
 )
 

@@ -152,12 +152,7 @@ def add_peer(root: bytes, peer: Peer) -> None:
     """
     import tomlkit
 
-    if not _NAME.fullmatch(peer.name):
-        raise ConfigError(f"{peer.name!r} cannot name a peer: use letters, digits, '.', '_' and '-'")
-    if any(known.name == peer.name for known in peers(root)):
-        raise ConfigError(
-            f"there is a peer {peer.name} already: `p2psync peer remove {peer.name}` removes it"
-        )
+    _check_free(root, peer.name)
     if not peer.address.isprintable():
         raise ConfigError(
             "an address with control characters or odd bytes cannot be kept; name it on the command line"
@@ -185,6 +180,34 @@ def remove_peer(root: bytes, name: str) -> None:
     document = _document(root)
     del document["peer"][name]
     _write(root, document)
+
+
+def rename_peer(root: bytes, name: str, new: str) -> None:
+    """Call a peer by another name.
+
+    Raises:
+        ConfigError: there is none of that name, or the new one cannot be used, or is in use.
+        ReplicaError: the file cannot be written.
+    """
+    import tomlkit
+
+    if all(known.name != name for known in peers(root)):
+        raise ConfigError(f"there is no peer {name}: `p2psync peer list` shows those that there are")
+    _check_free(root, new)
+    document = _document(root)
+    table = tomlkit.table(is_super_table=True)
+    for key, value in document["peer"].items():
+        table[new if key == name else key] = value
+    document["peer"] = table
+    _write(root, document)
+
+
+def _check_free(root: bytes, name: str) -> None:
+    """Refuse a name for a peer that cannot be used, or is in use, with a ConfigError."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} cannot name a peer: use letters, digits, '.', '_' and '-'")
+    if any(known.name == name for known in peers(root)):
+        raise ConfigError(f"there is a peer {name} already: `p2psync peer remove {name}` removes it")
 
 
 def _file(root: bytes) -> bytes:

@@ -27,7 +27,9 @@ from p2psync.calls import (
     Changes,
     Close,
     Cut,
+    Describe,
     Differences,
+    Echo,
     Failure,
     Files,
     GetMark,
@@ -77,6 +79,7 @@ from p2psync.core.replica import (
 )
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import P2PSyncError, PeerError, ProtocolError, Unreachable
+from p2psync.facts import Facts
 from p2psync.wire import Connection, check_entry, check_path, plain
 
 _T = TypeVar("_T")
@@ -189,6 +192,17 @@ class RemoteReplica:
         changed = self.has_changed() if self._waiting else False
         self._identify(self._answer(Identity))
         return changed
+
+    # -- how it is there
+
+    def facts(self) -> Facts:
+        """Return what is so at the far end."""
+        return self._ask(Describe(), Facts)
+
+    def echo(self, data: bytes, size: int) -> None:
+        """Send bytes there, and have `size` of them sent back."""
+        if len(self._ask(Echo(data, size), bytes)) != size:
+            raise ProtocolError(f"{self._connection.name} sent back something else")
 
     def _identify(self, identity: Identity) -> None:
         self.identity = msgspec.structs.replace(identity, name=plain(identity.name))

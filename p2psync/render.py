@@ -67,6 +67,19 @@ def when(mtime_ns: int) -> str:
         return "at no time"
 
 
+def columns(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
+    """Return rows as aligned lines; the column `right` is aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.rjust(width) if number == right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip() + "\n")
+    return "".join(lines)
+
+
 # -- progress
 
 

@@ -14,7 +14,7 @@ from p2psync.core.model import Action, Entry, Kind, Transition, action_of
 from p2psync.core.paths import printable, shown
 from p2psync.core.retention import Kept
 from p2psync.local import LocalReplica
-from p2psync.render import ACTION_WORDS, complain, json_path, size_of
+from p2psync.render import ACTION_WORDS, columns, complain, json_path, size_of
 from p2psync.undo import NotFound, Outcome
 
 
@@ -84,7 +84,7 @@ def _unrecorded(kept: Kept) -> RunShown:
 def runs_text(found: Sequence[RunShown]) -> str:
     """Return runs as lines of text, the latest first."""
     rows = [(run.run, _short(run.at), _about(run), _changes(run)) for run in found]
-    return _columns(rows) or "no run has changed anything here yet\n"
+    return columns(rows) or "no run has changed anything here yet\n"
 
 
 def _about(run: RunShown) -> str:
@@ -150,7 +150,7 @@ def versions(replica: LocalReplica, path: bytes) -> list[VersionShown]:
 
 def versions_text(path: bytes, found: Iterable[VersionShown]) -> str:
     """Return versions as lines of text, the present one first."""
-    return _columns(
+    return columns(
         [
             (
                 _short(version.at),
@@ -224,7 +224,7 @@ def collected(gone: Sequence[Kept], dry_run: bool) -> str:
     """Return what a cleaning of the history came to."""
     if not gone:
         return "nothing to remove: no history is too old or too much"
-    lines = _columns([(run.run, _short(_when(run.at)), size_of(run.size)) for run in gone], right=2)
+    lines = columns([(run.run, _short(_when(run.at)), size_of(run.size)) for run in gone], right=2)
     would = "would be " if dry_run else ""
     runs_gone = f"{len(gone)} {'run' if len(gone) == 1 else 'runs'}"
     return f"{lines}the history of {runs_gone} {would}removed, {size_of(sum(run.size for run in gone))}"
@@ -232,19 +232,6 @@ def collected(gone: Sequence[Kept], dry_run: bool) -> str:
 
 def _paths(count: int) -> str:
     return f"{count} path" if count == 1 else f"{count} paths"
-
-
-def _columns(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
-    """Return rows as aligned lines; the column `right` is aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (
-            cell.rjust(width) if number == right else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip() + "\n")
-    return "".join(lines)
 
 
 def _short(at: str) -> str:

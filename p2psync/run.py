@@ -23,6 +23,7 @@ from p2psync.core.model import Prefer
 from p2psync.core.replica import Scanned
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Exit, GuardTripped, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
+from p2psync.facts import Facts
 from p2psync.local import LocalReplica, init
 from p2psync.peer import Address, parse_address
 from p2psync.remote import RemoteReplica
@@ -274,6 +275,49 @@ def open_address(
         _check_apart(path, root, address)
         return connect_local(path, functools.partial(open_replica, neighbour=os.path.abspath(root)), create)
     return connect_ssh(address, peer, create, dialled)
+
+
+_TRIPS = 5
+_BLOCK = 4 << 20
+_MEASURED_SECONDS = 0.5
+
+
+def test_peer(peer: Peer, root: bytes) -> tuple[str, float, float, float, float, Facts]:
+    """Connect to a peer and find out how it is there.
+
+    Returns:
+        What the replica there is called, the round trip in seconds, bytes a second there and back, by how
+        many seconds the clock there is ahead, and what else is so there.
+
+    Raises:
+        P2PSyncError: it cannot be opened.
+    """
+    far = open_address(parse_address(peer.address, port=peer.port), peer, root)
+    try:
+        trips = [_timed(lambda: far.echo(b"", 0)) for _ in range(_TRIPS)]
+        up = _rate(lambda: far.echo(os.urandom(_BLOCK), 0))
+        down = _rate(lambda: far.echo(b"", _BLOCK))
+        began = time.time_ns()
+        facts = far.facts()
+        middle = (began + time.time_ns()) / 2
+        return far.identity.name, min(trips), up, down, (facts.clock_ns - middle) / 1e9, facts
+    finally:
+        far.close()
+
+
+def _timed(action: Callable[[], None]) -> float:
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
+
+
+def _rate(send: Callable[[], None]) -> float:
+    """Return how many bytes a second go through, measured for a moment."""
+    spent, count = 0.0, 0
+    while spent < _MEASURED_SECONDS:
+        spent += _timed(send)
+        count += 1
+    return count * _BLOCK / spent
 
 
 def open_replica(

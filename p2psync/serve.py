@@ -26,7 +26,9 @@ from p2psync.calls import (
     Changes,
     Close,
     Cut,
+    Describe,
     Differences,
+    Echo,
     Failure,
     Files,
     GetMark,
@@ -51,9 +53,10 @@ from p2psync.calls import (
     weight,
 )
 from p2psync.core.model import Transition
-from p2psync.core.paths import printable
+from p2psync.core.paths import SIDECAR, printable
 from p2psync.core.replica import Piece, Replica
 from p2psync.errors import Locked, P2PSyncError, PeerError, ProtocolError, Unreachable
+from p2psync.facts import facts
 from p2psync.wire import Connection, check_entry, check_path, plain
 
 if TYPE_CHECKING:
@@ -141,6 +144,10 @@ class _Far:
                 self._watch(settle, poll, full_every)
             case Wait():
                 _reply(self._connection, [self._wait()])
+            case Describe():
+                _reply(self._connection, [facts(os.path.join(self._root, SIDECAR))])
+            case Echo(_, size):
+                _reply(self._connection, [os.urandom(size)])
             case Open():
                 self._let_go()
                 try:
@@ -280,7 +287,7 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             check_paths(mark.pending)
             replica.acknowledge(msgspec.structs.replace(peer, name=plain(peer.name)), mark)
             return [None]
-        case Watch() | Wait() | Open() | Close():
+        case Watch() | Wait() | Open() | Describe() | Echo() | Close():
             raise ProtocolError("that is no call of a replica")
         case _:
             assert_never(call)

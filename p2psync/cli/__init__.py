@@ -10,6 +10,7 @@ import sys
 import click
 
 from p2psync import __version__
+from p2psync.cli.clone import clone
 from p2psync.cli.conflicts import conflicts, resolve
 from p2psync.cli.diff import diff
 from p2psync.cli.history import fsck, gc_command, log, restore, show, undo
@@ -45,7 +46,7 @@ def cli(directory: bytes | None, color: str) -> None:
 
 
 for command in (
-    *(init, peer, sync, watch, service, status, conflicts, resolve, diff, ignore, why),
+    *(init, clone, peer, sync, watch, service, status, conflicts, resolve, diff, ignore, why),
     *(log, show, restore, undo, gc_command, fsck, serve),
 ):
     cli.add_command(command)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2psync.cli.options import JSON, Connection, Directory, absolute, connection_options, exits, find_root
+from p2psync.cli.options import (
+    JSON,
+    Connection,
+    Directory,
+    absolute,
+    chosen_peers,
+    connection_options,
+    exits,
+    find_root,
+)
 from p2psync.errors import Exit
 
 if TYPE_CHECKING:
@@ -36,7 +45,7 @@ def init(directory: bytes, name: str | None) -> None:
 
 @click.group(epilog=exits())
 def peer() -> None:
-    """Add, list and remove the peers of this replica."""
+    """Add, list, rename, remove and test the peers of this replica."""
 
 
 @peer.command("add", epilog=exits())
@@ -60,12 +69,42 @@ def peer_add(
 
 
 @peer.command("list", epilog=exits())
-def peer_list() -> None:
+@JSON
+def peer_list(as_json: bool) -> None:
     """List the configured peers."""
+    from p2psync import config, render_peers
+
+    known = config.peers(find_root())
+    click.echo(render_peers.list_json(known) if as_json else render_peers.list_text(known), nl=False)
+
+
+@peer.command("rename", epilog=exits())
+@click.argument("name")
+@click.argument("new")
+def peer_rename(name: str, new: str) -> None:
+    """Call the peer NAME by another name, NEW; nothing else changes."""
     from p2psync import config
 
-    for known in config.peers(find_root()):
-        click.echo(f"{known.name}\t{known.address}")
+    config.rename_peer(find_root(), name, new)
+    click.echo(f"renamed {name} to {new}")
+
+
+@peer.command("test", epilog=exits(Exit.UNREACHABLE, Exit.LOCKED))
+@click.argument("peer", metavar="PEER-OR-ADDRESS")
+@connection_options
+@JSON
+def peer_test(peer: str, connection: Connection, as_json: bool) -> None:
+    """Connect to a peer and tell how it is there: versions, speed, clock, what the file system can do.
+
+    No file is touched.
+    """
+    from p2psync import render_peers
+    from p2psync.run import test_peer
+
+    root = find_root()
+    (chosen,) = chosen_peers(root, (peer,), connection)
+    tested = render_peers.Tested(chosen, *test_peer(chosen, root))
+    click.echo(render_peers.tested_json(tested) if as_json else render_peers.tested_text(tested), nl=False)
 
 
 @peer.command("remove", epilog=exits())

@@ -1,0 +1,89 @@
+"""What people and scripts see of peers. Words only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import msgspec
+
+from p2psync.config import Peer
+from p2psync.core.paths import printable
+from p2psync.facts import Facts
+from p2psync.render import columns, size_of
+
+
+@dataclass
+class Tested:
+    """What was found out about a peer."""
+
+    peer: Peer
+    name: str
+    """What the replica there calls itself."""
+    round_trip: float
+    """Seconds."""
+    up: float
+    """Bytes a second to the peer."""
+    down: float
+    clock: float
+    """Seconds by which the clock there is ahead."""
+    facts: Facts
+
+
+_CAN = {
+    "case": ("Foo and foo are two files", "Foo and foo are one file: one of two such names cannot be there"),
+    "permissions": ("keeps permissions", "keeps no permissions: they will look changed"),
+    "symlinks": ("has symlinks", "has no symlinks: they cannot be there"),
+    "nanoseconds": ("keeps times to the nanosecond", "keeps coarser times: files will look touched"),
+    "any names": ("takes any name", "takes only some names: others cannot be there"),
+}
+
+
+def tested_text(tested: Tested) -> str:
+    """Return what was found out as text."""
+    facts = tested.facts
+    ahead = "ahead" if tested.clock > 0 else "behind"
+    clock = "the same" if abs(tested.clock) < 1 else f"{abs(tested.clock):.1f} s {ahead}"
+    rows = [
+        ("replica", printable(tested.name)),
+        ("address", printable(tested.peer.address)),
+        (
+            "p2psync",
+            f"{printable(facts.version)}, Python {printable(facts.python)}, {printable(facts.system)}",
+        ),
+        ("round trip", f"{tested.round_trip * 1000:.1f} ms"),
+        ("throughput", f"{size_of(int(tested.up))}/s there, {size_of(int(tested.down))}/s back"),
+        ("clock", clock),
+        ("free", size_of(facts.free)),
+    ]
+    for what, (good, bad) in _CAN.items():
+        can = facts.file_system.get(what)
+        if can is not None:
+            rows.append(("file system", good if can else bad))
+    return columns(rows)
+
+
+def tested_json(tested: Tested) -> str:
+    """Return what was found out as one JSON document."""
+    document = {
+        "peer": tested.peer.name,
+        "address": tested.peer.address,
+        "replica": tested.name,
+        "round_trip_seconds": tested.round_trip,
+        "up_bytes_per_second": int(tested.up),
+        "down_bytes_per_second": int(tested.down),
+        "clock_ahead_seconds": tested.clock,
+        **msgspec.structs.asdict(tested.facts),
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def list_text(peers: Sequence[Peer]) -> str:
+    """Return the configured peers as lines, a tab between name and address."""
+    return "".join(f"{peer.name}\t{peer.address}\n" for peer in peers)
+
+
+def list_json(peers: Sequence[Peer]) -> str:
+    """Return the configured peers as one JSON document."""
+    return json.dumps({"peers": [asdict(peer) for peer in peers]}, indent=2) + "\n"
