@@ -19,10 +19,12 @@ def main() -> NoReturn:
         from p2psync.cli import main as command_line
 
         _exit(command_line())
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.write(2, b"p2psync: interrupted; the next sync carries on\n")
-        os._exit(INTERRUPTED)  # threads may be waiting for what will not come
+        why = str(end) or "interrupted"
+        os.write(2, f"p2psync: {why}; the next sync carries on\n".encode())
+        # Not in order: threads may be waiting for what will not come.
+        os._exit(getattr(end, "exit_code", INTERRUPTED))
 
 
 def _exit(code: int) -> NoReturn:

@@ -60,6 +60,7 @@ class _Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 class Scan(_Call, frozen=True):
     keep: bool
+    doubt: bool = False
 
 
 class GetMark(_Call, frozen=True):

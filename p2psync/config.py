@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from p2psync.core.choose import Mode
 from p2psync.core.pace import parse_compress, parse_rate
 from p2psync.core.retention import Limits
 from p2psync.errors import Exit, P2PSyncError, ReplicaError
@@ -39,6 +40,12 @@ class Peer:
     """What is sent over ssh: the name of a `Compress`, in small letters."""
     bwlimit: str = "0"
     """How much of it, as `parse_rate` has it."""
+    mode: str = "two-way"
+    """Which way changes go: a `choose.Mode`."""
+    paths: tuple[str, ...] = ()
+    """Only what is there and below; empty: all."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of what is left out."""
 
 
 HOOKS = ("on_change", "on_conflict", "on_error")
@@ -50,6 +57,9 @@ _KEYS = {
     "reuse": bool,
     "compress": str,
     "bwlimit": str,
+    "mode": str,
+    "paths": list,
+    "exclude": list,
 }
 
 
@@ -134,8 +144,14 @@ def _peer(name: str, table: object, file: str) -> Peer:
             raise ReplicaError(f"{file}: [peer.{name}]: unknown key {key!r}; known are {', '.join(_KEYS)}")
         if not isinstance(value, _KEYS[key]):
             raise ReplicaError(f"{file}: [peer.{name}]: {key} should be of type {_KEYS[key].__name__}")
-    peer = Peer(name, **{key.replace("-", "_"): value for key, value in table.items()})
+        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
+            raise ReplicaError(f"{file}: [peer.{name}]: {key} should be a list of texts")
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+    }
+    peer = Peer(name, **{key.replace("-", "_"): value for key, value in values.items()})
     try:
+        Mode(peer.mode)
         parse_compress(peer.compress)
         parse_rate(peer.bwlimit)
     except ValueError as error:

@@ -75,7 +75,7 @@ from p2psync.held import Held
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
 from p2psync.root import find_root, is_sidecar
-from p2psync.scan import WHOLE, Scan, scan
+from p2psync.scan import WHOLE, Doubted, Scan, scan
 from p2psync.stage import Stage
 from p2psync.take import take
 
@@ -274,17 +274,17 @@ class LocalReplica:
         """Find out what changed on disk, and write nothing."""
         return scan(self._root, self._manifest, self._manifest.next_stamp(), self._exclude())
 
-    def scan(self, keep: bool) -> Scanned:
+    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
         try:
-            return self._scan(keep)
+            return self._scan(keep, doubt)
         except BaseException:
             self._manifest.roll_back()
             if self._watcher:
                 self._watcher.failed()
             raise
 
-    def _scan(self, keep: bool) -> Scanned:
+    def _scan(self, keep: bool, doubt: bool) -> Scanned:
         self._manifest.roll_back()  # of a dry run
         self._scanned = {}
         stamp = self._manifest.next_stamp()
@@ -304,7 +304,8 @@ class LocalReplica:
 
         exclude = self._exclude()
         part = self._watcher.part(exclude) if self._watcher else WHOLE
-        found = scan(self._root, self._manifest, stamp, exclude, note, part)
+        known = Doubted(self._manifest) if doubt else self._manifest
+        found = scan(self._root, known, stamp, exclude, note, part)
         if self._watcher:
             self._watcher.scanned(found.ignores)
         if anew:
@@ -319,7 +320,7 @@ class LocalReplica:
         elif begun or anew or found.touches_manifest or found.mounts != self._manifest.mounts():
             with self._manifest.transaction(begun):
                 told = self._note(found)
-        return Scanned(found.problems, told, found.rules)
+        return Scanned(found.problems, told, found.rules, sorted(found.mounts))
 
     def _note(self, found: Scan) -> list[bytes]:
         """Write what else a scan found; return the paths that are no entries and were not met before."""

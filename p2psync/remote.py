@@ -261,9 +261,9 @@ class RemoteReplica:
 
     # -- the Replica protocol
 
-    def scan(self, keep: bool) -> Scanned:
+    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
         """See `Replica.scan`."""
-        scanned = self._ask(Scan(keep), Scanned)
+        scanned = self._ask(Scan(keep, doubt), Scanned)
         return msgspec.structs.replace(scanned, problems=plain_problems(scanned.problems))
 
     def mark(self, peer: ReplicaId) -> Mark | None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from p2psync.core.model import Action, Conflict, Resolution, Transition, action_of
+from p2psync.core.model import Action, Conflict, Kind, Resolution, Transition, action_of
 from p2psync.core.paths import printable, shown
 from p2psync.errors import Exit, P2PSyncError
 from p2psync.run import PeerRun, worst
@@ -99,6 +99,51 @@ class Silent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+
+class Plain(Silent):
+    """A line for each step, and now and then one that tells how far it is: for logs."""
+
+    _EVERY_SECONDS = 10.0
+
+    def __init__(self, as_json: bool = False) -> None:
+        self._lock = threading.Lock()
+        self._as_json = as_json
+        self._every = 1.0 if as_json else self._EVERY_SECONDS
+        self._step = ("", 0, 0)
+        self._done = (0, 0)
+        self._told = 0.0
+
+    def begin(self, step: str, files: int = 0, size: int = 0) -> None:
+        """A step begins."""
+        with self._lock:
+            self._step, self._done = (step, files, size), (0, 0)
+            self._tell()
+
+    def advance(self, files: int, size: int) -> None:
+        """Something was done."""
+        with self._lock:
+            self._done = (self._done[0] + files, self._done[1] + size)
+            if time.monotonic() - self._told >= self._every:
+                self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        (step, files, size), (done, done_size) = self._step, self._done
+        if self._as_json:
+            told = {"step": step, "files": done, "of_files": files, "bytes": done_size, "of_bytes": size}
+            print(json.dumps(told), file=sys.stderr, flush=True)
+            return
+        counted = f" {done:,}/{files:,} files" if files else ""
+        counted += f", {size_of(done_size)}/{size_of(size)}" if size else ""
+        print(f"p2psync: {step}{counted}", file=sys.stderr, flush=True)
+
+
+def progress(how: str) -> Silent:
+    """Return who tells of progress: `line`, `plain`, `json`, or nobody."""
+    if how == "line":
+        return Line()
+    return Plain(how == "json") if how in ("plain", "json") else Silent()
 
 
 class Line(Silent):
@@ -186,7 +231,9 @@ def _make_bar() -> Bar:
 # -- text
 
 
-def report(runs: Sequence[PeerRun], *, quiet: bool, verbose: bool, dry_run: bool) -> None:
+def report(
+    runs: Sequence[PeerRun], *, quiet: bool, verbose: bool, dry_run: bool, colour: bool = False
+) -> None:
     """Print what came of a run: its talk of trouble to stderr, all else to stdout."""
     told: set[tuple[str, bytes]] = set()
     for run in runs:
@@ -194,7 +241,41 @@ def report(runs: Sequence[PeerRun], *, quiet: bool, verbose: bool, dry_run: bool
         if run.error:
             complain(f"{name}: {run.error}")
         for result in run.results:
-            _report_result(name, result, quiet, verbose, dry_run, told)
+            if dry_run:
+                print(_table(name, result, colour), end="")
+            _report_result(name, result, quiet, verbose and not dry_run, dry_run, told)
+
+
+def _table(name: str, result: Result, colour: bool) -> str:
+    """Return what would be done, the greatest surprises first: what, where, how big, to what, and why."""
+    rows = []
+    conflicts = {conflict.path for conflict in result.conflicts}
+    copies = {conflict.copy for conflict in result.conflicts if conflict.copy}
+    for where, side, source in (("here", result.local, f"on {name}"), (f"on {name}", result.peer, "here")):
+        for step in _visible(side.transitions):
+            action = action_of(step)
+            entry = step.expected if action is Action.DELETE and step.expected else step.wanted
+            size = size_of(entry.size) if entry.kind is Kind.FILE else ""
+            if step.path in conflicts:
+                why = "conflict"
+            elif step.path in copies:
+                why = "the other version of a conflict"
+            else:
+                why = f"{ACTION_WORDS[action]} {source}"
+            surprise = _SURPRISES.get(action, 3) if why != "conflict" else 1
+            rows.append((surprise, step.path, (ACTION_WORDS[action], where, size), why))
+    rows.sort(key=lambda row: row[:2])
+    widths = [max((len(row[2][at]) for row in rows), default=0) for at in range(3)]
+    lines = []
+    for surprise, path, (word, where, size), why in rows:
+        cells = f"{word:<{widths[0]}}  {where:<{widths[1]}}  {size:>{widths[2]}}  {shown(path)}  ({why})"
+        code = _SURPRISE_COLOURS.get(surprise) if colour else None
+        lines.append(f"\x1b[{code}m{cells}\x1b[0m\n" if code else f"{cells}\n")
+    return "".join(lines)
+
+
+_SURPRISES = {Action.DELETE: 0, Action.REPLACE: 2}
+_SURPRISE_COLOURS = {0: "31", 1: "33", 2: "33"}
 
 
 def _report_result(
@@ -209,7 +290,7 @@ def _report_result(
                 complain(
                     f"{where}: skipped, no file, folder or link, or a reserved name: {shown(path)}", "note"
                 )
-    if verbose or dry_run:
+    if verbose:
         for where, side in sides:
             for transition in _visible(side.transitions):
                 print(f"{where:>12}  {ACTION_WORDS[action_of(transition)]:<11}  {shown(transition.path)}")
@@ -245,11 +326,14 @@ def _summary(name: str, result: Result, dry_run: bool) -> str:
     parts = count_changes(name, result)
     if dry_run:
         left = [f"{_plural(len(result.left), 'path')} left as they are"] if result.left else []
+        left += [f"{_plural(len(result.left_out), 'path')} left out"] if result.left_out else []
         would = "; ".join(parts + left)
         return f"{name}: " + (f"would be: {would}" if would else "in step, nothing to do")
     end = "in step" if result.in_step else "not in step: see the problems above"
     if result.left:
         end = f"{_plural(len(result.left), 'path')} left as they are"
+    if result.left_out:
+        end += f", {_plural(len(result.left_out), 'path')} left out"
     if not parts:
         return f"{name}: {end}"
     copied = f", {size_of(result.transferred)} copied" if result.transferred else ""
@@ -305,7 +389,10 @@ def as_json(runs: Sequence[PeerRun], error: P2PSyncError | None = None) -> str:
     }
     for run in runs:
         peer = {"peer": run.peer.name, "address": run.peer.address, "exit_code": int(run.exit_code)}
-        document["peers"].append({**peer, "error": str(run.error) if run.error else None})
+        plan = run.results[-1].plan if run.results else ""
+        left_out = len(run.results[-1].left_out) if run.results else 0
+        error_text = str(run.error) if run.error else None
+        document["peers"].append({**peer, "error": error_text, "plan": plan, "left_out": left_out})
         document["stats"]["sent"] += run.sent
         document["stats"]["received"] += run.received
         for result in run.results:

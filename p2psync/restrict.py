@@ -222,9 +222,9 @@ class ReadOnly:
         """See `Replica.identity`."""
         return self._replica.identity
 
-    def scan(self, keep: bool) -> Scanned:
+    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
         """See `Replica.scan`."""
-        return self._replica.scan(keep)
+        return self._replica.scan(keep, doubt)
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """See `Replica.mark`, and `acknowledge`."""

@@ -10,14 +10,15 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from p2psync import ssh
 from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh, start_local
+from p2psync.core.choose import EVERYTHING, Filter, Mode
 from p2psync.core.guard import HALF, MaxDelete
 from p2psync.core.model import Prefer
 from p2psync.core.replica import Scanned
@@ -52,6 +53,12 @@ class Options:
     """How many files may be deleted from a side without a question."""
     approved: str = ""
     """The plan that may delete whatever it does."""
+    wanted: Filter = EVERYTHING
+    """What the run is about; a peer's own settings count where this says nothing."""
+    doubt: bool = False
+    """Read every file, whatever its size and times are."""
+    plans: Mapping[str, str] | None = None
+    """By a peer's name, the only plan that is to be carried out."""
 
 
 @dataclass
@@ -161,6 +168,17 @@ class Link:
     """Who answered at the address."""
     seen: int = 0
     """The newest change here that the peer has got."""
+
+
+def wanted_of(options: Options, peer: Peer) -> Filter:
+    """Return what a run is about with a peer: as was asked for, else as is configured for it."""
+    asked = options.wanted
+    return replace(
+        asked,
+        mode=Mode(peer.mode) if asked.mode is Mode.TWO_WAY else asked.mode,
+        within=asked.within or tuple(os.fsencode(path.strip("/")) for path in peer.paths),
+        patterns="".join(f"{pattern}\n" for pattern in peer.exclude).encode() + asked.patterns,
+    )
 
 
 def _open(
@@ -385,10 +403,13 @@ def _round(
     try:
         if link.session is None:
             link.session = Session(home, link.replica, progress, near=link.path is not None)
-            link.session.scan(not options.dry_run, home_scanned)
+            link.session.scan(not options.dry_run, home_scanned, options.doubt)
         home_scanned = link.session.home_scanned
-        limits = (options.max_delete, options.approved)
-        result = link.session.round(options.prefer, not options.dry_run, *limits)
+        plan = (options.plans or {}).get(link.run.peer.name, "")
+        if options.plans is not None and not plan:
+            raise GuardTripped(f"the plan is not about {link.run.peer.name}")
+        limits = (options.max_delete, options.approved or plan, wanted_of(options, link.run.peer))
+        result = link.session.round(options.prefer, not options.dry_run, *limits, plan)
         link.run.results.append(result)
         if result.changed_rules and not options.dry_run:
             link.session.scan(True)

@@ -49,6 +49,35 @@ class Known(Protocol):
         """Return the directories on which something was mounted at the last scan."""
 
 
+class Doubted:
+    """A manifest whose stats vouch for nothing: every file is read again."""
+
+    def __init__(self, known: Known) -> None:
+        """Doubt `known`."""
+        self._known = known
+
+    def rows(self, directory: bytes) -> dict[bytes, Row]:
+        """See `Known.rows`."""
+        return {name: _doubted(row) for name, row in self._known.rows(directory).items()}
+
+    def row(self, path: bytes) -> Row | None:
+        """See `Known.row`."""
+        row = self._known.row(path)
+        return row and _doubted(row)
+
+    def fingerprint(self, directory: bytes) -> bytes | None:
+        """No directory is as it was."""
+        return None
+
+    def mounts(self) -> set[bytes]:
+        """See `Known.mounts`."""
+        return self._known.mounts()
+
+
+def _doubted(row: Row) -> Row:
+    return row._replace(racy=row.entry.kind is Kind.FILE)
+
+
 @dataclass
 class Scan:
     """What a scan found."""

@@ -239,8 +239,8 @@ def _reply(connection: Connection, answers: Iterable[object]) -> None:
 
 def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Iterable[object]:
     match call:
-        case Scan(keep):
-            return [replica.scan(keep)]
+        case Scan(keep, doubt):
+            return [replica.scan(keep, doubt)]
         case GetMark(peer):
             return [replica.mark(peer)]
         case Changes(since):

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from xxhash import xxh3_128_digest
 
+from p2psync.core.choose import EVERYTHING, Filter, Mode, choose
 from p2psync.core.chunking import likely_bases
 from p2psync.core.guard import HALF, MaxDelete, deleted, is_too_much, plan_id
 from p2psync.core.merge import merge
@@ -47,6 +48,8 @@ from p2psync.errors import GuardTripped
 BATCH = 5000
 """Paths or contents asked about at once: a message of well under a MiB."""
 
+MANY_LEFT = 20_000
+"""Paths left for another time that are remembered by name."""
 LARGE_BATCH = 16
 """Large contents at once: of each of them both sides know all chunks."""
 
@@ -90,6 +93,10 @@ class Result:
     """Why it must not be carried out unasked."""
     transferred: int = 0
     """Bytes of contents that went from one side to the other."""
+    left_out: list[bytes] = field(default_factory=list)
+    """Paths that differ, and that this run was not about."""
+    plan: str = ""
+    """The name of what was planned; of a dry run only."""
 
     @property
     def in_step(self) -> bool:
@@ -123,21 +130,29 @@ class Session:
             # Both are open, so one is a copy of the other.
             peer.remint(home.identity.replica, _newest_common(home, peer))
 
-    def scan(self, keep: bool, home_scanned: Scanned | None = None) -> None:
+    def scan(self, keep: bool, home_scanned: Scanned | None = None, doubt: bool = False) -> None:
         """Find out what changed on both sides.
 
         Args:
             keep: False for a dry run: nothing is written anywhere.
             home_scanned: what is known of the home side already, from the session with another peer.
+            doubt: read every file.
         """
         self._progress.begin("scanning")
         if home_scanned is None:
-            self.home_scanned, self._peer_scanned = _on_both(self._replicas, lambda side: side.scan(keep))
+            both = _on_both(self._replicas, lambda side: side.scan(keep, doubt))
+            self.home_scanned, self._peer_scanned = both
         else:
-            self.home_scanned, self._peer_scanned = home_scanned, self._replicas[1].scan(keep)
+            self.home_scanned, self._peer_scanned = home_scanned, self._replicas[1].scan(keep, doubt)
 
     def round(
-        self, prefer: Prefer, carry_out: bool = True, limit: MaxDelete = HALF, approved: str = ""
+        self,
+        prefer: Prefer,
+        carry_out: bool = True,
+        limit: MaxDelete = HALF,
+        approved: str = "",
+        wanted: Filter = EVERYTHING,
+        plan_wanted: str = "",
     ) -> Result:
         """Bring both sides to the same state.
 
@@ -146,9 +161,11 @@ class Session:
             carry_out: False to plan only.
             limit: how many files may be deleted from a side.
             approved: the plan that may be carried out whatever it deletes.
+            wanted: what the run is about.
+            plan_wanted: the name of the only plan that is to be carried out.
 
         Raises:
-            GuardTripped: it would delete too much, or fill a disk.
+            GuardTripped: it would delete too much, fill a disk, or not be the plan that is wanted.
             P2PSyncError: one of the sides cannot go on.
         """
         started = time.monotonic()
@@ -159,10 +176,19 @@ class Session:
         peer.problems += peer.scanned.problems
         self._progress.begin("comparing")
         stamp = self._home.stamp()
-        plan, texts = self._decide(self._exchange(home, peer), stamp, prefer)
+        facts = self._exchange(home, peer)
+        plan, texts = self._decide(facts, stamp, prefer, wanted.mode is Mode.MIRROR)
+        left_out = choose(plan, wanted, {*home.scanned.mounts, *peer.scanned.mounts})
         home.transitions, peer.transitions = plan.ours, plan.theirs
-        result = Result(home, peer, plan.conflicts, plan.left, 0)
         sides = (home, peer)
+        result = Result(home, peer, plan.conflicts, plan.left, 0, left_out=left_out)
+        if plan_wanted or not carry_out:
+            result.plan = plan_id((one.identity.replica, one.transitions) for one in sides)
+        if plan_wanted and plan_wanted != result.plan:
+            raise GuardTripped(
+                f"something has changed since the plan {plan_wanted} was made: this one is {result.plan}."
+                " Nothing was changed: make a plan anew"
+            )
         result.refusal = self._guard(sides, limit, approved)
         if carry_out:
             if result.refusal:
@@ -175,7 +201,7 @@ class Session:
                 self._stage(side, other, missing, texts)
             result.transferred = self._transferred
             self._apply(sides)
-            self._acknowledge(home, peer, plan)
+            self._acknowledge(home, peer, {*plan.left, *left_out})
         result.seconds = time.monotonic() - started
         return result
 
@@ -223,10 +249,12 @@ class Session:
 
     # -- reconcile
 
-    def _decide(self, facts: Facts, stamp: Stamp, prefer: Prefer) -> tuple[Plan, dict[Digest, bytes]]:
+    def _decide(
+        self, facts: Facts, stamp: Stamp, prefer: Prefer, mirror: bool
+    ) -> tuple[Plan, dict[Digest, bytes]]:
         """Reconcile until there are no questions; return the plan and the texts that were merged."""
         texts: dict[Digest, bytes] = {}
-        while (plan := reconcile(facts, stamp, prefer)).questions:
+        while (plan := reconcile(facts, stamp, prefer, mirror)).questions:
             self._answer(plan.questions, facts, texts)
         return plan, texts
 
@@ -345,15 +373,20 @@ class Session:
 
     # -- acknowledge
 
-    def _acknowledge(self, home: Side, peer: Side, plan: Plan) -> None:
-        """Remember on both sides, now that both have committed, what they took in of each other."""
+    def _acknowledge(self, home: Side, peer: Side, left: set[bytes]) -> None:
+        """Remember on both sides, now that both have committed, what they took in of each other.
+
+        Where very much is left for another time, nothing is taken for known: all is compared again then.
+        """
         failed = {problem.path for side in (home, peer) for problem in side.problems}
         touched = {transition.path for side in (home, peer) for transition in side.transitions}
-        pending = sorted({*plan.left, *(failed & touched)})
+        pending = sorted(left | (failed & touched))
         points = {side.identity.replica: side.replica.point() for side in (home, peer)}
         for side, other in ((home, peer), (peer, home)):
             point = points[other.identity.replica]
             mark = Mark(other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce)
+            if len(pending) > MANY_LEFT:
+                mark = side.replica.mark(other.identity.replica) or Mark(other.identity.epoch, 0, b"")
             side.replica.acknowledge(other.identity, mark)
 
 

@@ -106,7 +106,7 @@ class Fake:
         self.tree = dict(TREE)
         self.prepared: Sequence[Transition] = ()
 
-    def scan(self, keep: bool) -> Scanned:
+    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
         return SCANNED if keep else REPLACE(SCANNED, problems=[])
 
     def mark(self, peer: ReplicaId) -> Mark | None:
@@ -327,7 +327,7 @@ FAILURES = [ReplicaError, NotAReplica, Locked, PeerError, ProtocolError]
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_an_error_there_is_the_same_error_here(connect: Connect, kind: type[P2PSyncError]) -> None:
-    def scan(self: Fake, keep: bool) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
         raise kind("what to do next")
 
     def opener(root: bytes, create: bool) -> Fake:
@@ -370,7 +370,7 @@ def test_a_bug_there_is_an_error_and_no_traceback(
 
 
 def test_an_error_from_there_cannot_write_to_the_terminal(connect: Connect) -> None:
-    def scan(self: Fake, keep: bool) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
         if keep:
             raise ReplicaError("\x1b]0;pwned\x07" + "x" * 100_000)
         return REPLACE(SCANNED, problems=[Problem(b"a", "\x1b[2J")])
@@ -383,7 +383,7 @@ def test_an_error_from_there_cannot_write_to_the_terminal(connect: Connect) -> N
 
 
 def test_a_far_end_that_is_killed_is_unreachable(connect: Connect) -> None:
-    def scan(self: Fake, keep: bool) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -419,7 +419,7 @@ def test_a_far_end_unlocks_when_the_near_end_hangs_up(connect: Connect, tmp_path
 
 
 def test_a_far_end_in_a_long_call_ends_when_its_caller_has_died(connect: Connect) -> None:
-    def scan(self: Fake, keep: bool) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
         while True:
             signal.pause()
 
@@ -433,7 +433,7 @@ def test_a_far_end_in_a_long_call_ends_when_its_caller_has_died(connect: Connect
 
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_an_interrupt_ends_both_processes_within_a_second(connect: Connect, stubborn: bool) -> None:
-    def scan(self: Fake, keep: bool) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
         if stubborn:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:

@@ -67,8 +67,9 @@ def main() -> int:
     except click.ClickException as error:
         error.show()
         return Exit.USAGE
-    except click.Abort:
-        raise KeyboardInterrupt from None
+    except click.Abort as abort:
+        why = abort.__cause__
+        raise why if isinstance(why, KeyboardInterrupt) else KeyboardInterrupt() from None
     except P2PSyncError as error:
         complain(error)
         return error.exit_code

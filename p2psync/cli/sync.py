@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import signal
+from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +20,15 @@ from p2psync.cli.options import (
     connection_options,
     exits,
     find_root,
+    inside,
     is_terminal,
     prefer_option,
+    wants_colour,
 )
 from p2psync.errors import Exit, P2PSyncError
 
 if TYPE_CHECKING:
+    from p2psync.core.choose import Filter
     from p2psync.core.guard import MaxDelete
 
 
@@ -33,12 +41,90 @@ def _parse_max_delete(context: click.Context, option: click.Parameter, text: str
         raise click.BadParameter(str(error)) from error
 
 
+def _parse_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    from p2psync.core.choose import parse_size
+
+    try:
+        return parse_size(text) if text is not None else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def filter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say what a run is about; they are the command's `filters`."""
+
+    @functools.wraps(command)
+    def collecting(*arguments: Any, **values: Any) -> None:  # noqa: ANN401 - as click has it
+        filters = {name: values.pop(name) for name in _FILTERS}
+        command(*arguments, filters=filters, **values)
+
+    result: Callable[..., None] = collecting
+    for option in (
+        click.option(
+            "--mode",
+            type=click.Choice(["two-way", "push", "pull", "mirror"]),
+            default="two-way",
+            help="Which way changes go. 'push': nothing is changed here; 'pull': nothing on the peer;"
+            " 'mirror': the peer becomes as it is here, what it has of its own goes to its history."
+            "  [default: two-way]",
+        ),
+        click.option(
+            "-x",
+            "--one-file-system",
+            is_flag=True,
+            help="Leave out what other file systems hold in the tree.",
+        ),
+        click.option(
+            "--max-size",
+            metavar="SIZE",
+            callback=_parse_size,
+            help="Leave out larger files: 500K, 10M, 1.5G.",
+        ),
+        click.option(
+            "--exclude-from",
+            multiple=True,
+            metavar="FILE",
+            type=click.File("rb"),
+            help="Leave out what matches a line of FILE.",
+        ),
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="PATTERN",
+            help="But not what matches PATTERN; no folder above it may be left out.",
+        ),
+        click.option(
+            "--exclude",
+            multiple=True,
+            metavar="PATTERN",
+            help="Leave out what matches PATTERN, in the syntax of .p2pignore, in this run.",
+        ),
+        click.option(
+            "--path",
+            "paths",
+            multiple=True,
+            metavar="PATH",
+            type=click.Path(path_type=bytes),
+            help="Only sync PATH, and what is below it.",
+        ),
+    ):
+        result = option(result)
+    return result
+
+
+_FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "exclude", "paths")
+
+
 @click.command(
     epilog=exits(Exit.CONFLICTS, Exit.GUARD, Exit.UNREACHABLE, Exit.LOCKED, ok=EXIT_CODES[Exit.IN_STEP])
 )
 @click.argument("peers", nargs=-1, metavar="[PEER-OR-ADDRESS]...")
 @click.option("-n", "--dry-run", is_flag=True, help="Only show what would happen; touch nothing.")
 @prefer_option
+@filter_options
+@click.option(
+    "-c", "--checksum", is_flag=True, help="Read every file, also if its size and times are what they were."
+)
 @click.option("--create", is_flag=True, help="Make a peer a replica that is none yet.")
 @click.option(
     "--max-delete",
@@ -48,6 +134,13 @@ def _parse_max_delete(context: click.Context, option: click.Parameter, text: str
     " with 4.  [default: 50%, but always up to 20]",
 )
 @click.option("--approve", metavar="PLAN-ID", default="", help="Carry out the plan that was refused, once.")
+@click.option(
+    "--plan",
+    "plan_file",
+    metavar="FILE",
+    type=click.File("rb"),
+    help="Carry out just the plan that `sync -n --json` wrote to FILE, or nothing.",
+)
 @connection_options
 @click.option(
     "--lock-wait",
@@ -57,8 +150,22 @@ def _parse_max_delete(context: click.Context, option: click.Parameter, text: str
     metavar="SECONDS",
     help="How long to wait for another run to finish.",
 )
+@click.option(
+    "--timeout",
+    type=Number(0),
+    metavar="SECONDS",
+    help="End the run if it is not done by then; the next one carries on.",
+)
+@click.option("-y", "--yes", is_flag=True, help="Answer questions with yes.")
+@click.option("--batch", is_flag=True, help="Ask nothing and show no progress: for cron.")
 @click.option("-v", "--verbose", is_flag=True, help="Name every path that changes.")
 @click.option("-q", "--quiet", is_flag=True, help="Only tell of conflicts and problems.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "plain", "json", "off"]),
+    default="auto",
+    help="How to tell of progress on stderr; 'auto': one line, on a terminal.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
 def sync(
@@ -66,13 +173,20 @@ def sync(
     peers: tuple[str, ...],
     dry_run: bool,
     prefer: str,
+    filters: dict[str, Any],
+    checksum: bool,
     create: bool,
     max_delete: MaxDelete,
     approve: str,
+    plan_file: Any,  # noqa: ANN401 - a binary file
     connection: Connection,
     lock_wait: float,
+    timeout: float | None,
+    yes: bool,
+    batch: bool,
     verbose: bool,
     quiet: bool,
+    progress: str,
     as_json: bool,
 ) -> None:
     """Bring this replica and its peers to the same state.
@@ -82,19 +196,33 @@ def sync(
     """
     from p2psync import ssh
 
-    talkative = is_terminal(2) and not (quiet or as_json)
+    if timeout:
+        _end_after(timeout)
+    if progress == "auto":
+        progress = "line" if is_terminal(2) and not (quiet or as_json or batch) else "off"
     try:
         root = find_root()
-        chosen = chosen_peers(root, peers, connection)
+        plans = _read_plans(plan_file) if plan_file else None
+        chosen = chosen_peers(root, peers or tuple(plans or ()), connection)
+        wanted = _filter(root, **filters)
         with closing(ssh.Early(() if create else chosen)) as early:
             # These take about as long to import as ssh takes to reach a host near by.
             from p2psync import render, run
             from p2psync.core.model import Prefer
 
-            options = run.Options(Prefer(prefer), dry_run, create, lock_wait, max_delete, approve)
-            confirm = _confirm if is_terminal(0) else _decline
-            with render.Line() if talkative else render.Silent() as progress:
-                runs = run.sync(root, chosen, options, progress, confirm, early)
+            options = run.Options(
+                Prefer(prefer),
+                dry_run,
+                create,
+                lock_wait,
+                max_delete,
+                approve,
+                wanted,
+                checksum,
+                plans,
+            )
+            with render.progress(progress) as told:
+                runs = run.sync(root, chosen, options, told, _answer(yes, batch), early)
     except P2PSyncError as error:
         if as_json:
             from p2psync import render
@@ -104,13 +232,60 @@ def sync(
     if as_json:
         click.echo(render.as_json(runs))
     else:
-        render.report(runs, quiet=quiet, verbose=verbose, dry_run=dry_run)
+        render.report(runs, quiet=quiet, verbose=verbose, dry_run=dry_run, colour=wants_colour(1))
     context.exit(run.worst(runs))
 
 
-def _confirm(question: str) -> bool:
-    return click.confirm(question, err=True)
+def _filter(
+    root: bytes,
+    mode: str,
+    one_file_system: bool,
+    max_size: int | None,
+    exclude_from: tuple[Any, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    paths: tuple[bytes, ...],
+) -> Filter:
+    from p2psync.core.choose import Filter, Mode
+
+    lines = [file.read().rstrip(b"\n") for file in exclude_from]
+    lines += [os.fsencode(pattern) for pattern in exclude] + [b"!" + os.fsencode(one) for one in include]
+    is_root = any(os.path.samefile(path, root) for path in paths if os.path.isdir(path))
+    within = () if is_root else tuple(inside(root, path) for path in paths)
+    return Filter(Mode(mode), within, b"".join(line + b"\n" for line in lines), max_size, one_file_system)
 
 
-def _decline(question: str) -> bool:
-    return False
+def _read_plans(file: Any) -> dict[str, str]:  # noqa: ANN401 - a binary file
+    """Return the plans in what `sync -n --json` wrote: by peer, its name.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        return {str(peer["peer"]): str(peer["plan"]) for peer in json.load(file)["peers"] if peer["plan"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise click.UsageError(f"{file.name} is no plan: `p2psync sync -n --json` writes one") from error
+
+
+def _end_after(seconds: float) -> None:
+    def end(number: int, frame: object) -> None:
+        raise TimedOut(seconds)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+class TimedOut(KeyboardInterrupt):
+    """The run has taken too long; it ends as if somebody had interrupted it."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not done after {seconds:g} s (--timeout)")
+        self.exit_code = Exit.UNREACHABLE
+
+
+def _answer(yes: bool, batch: bool) -> Callable[[str], bool]:
+    if yes:
+        return lambda question: True
+    if batch or not is_terminal(0):
+        return lambda question: False
+    return lambda question: click.confirm(question, err=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from xxhash import xxh3_64_hexdigest
 
-from p2psync.core.model import Kind, Transition
+from p2psync.core.model import Action, Kind, Transition, action_of
 from p2psync.core.vector import ReplicaId
 
 EMPTIED = 5
@@ -74,6 +74,8 @@ def plan_id(sides: Iterable[tuple[ReplicaId, Sequence[Transition]]]) -> str:
     lines = []
     for replica, transitions in sides:
         for step in transitions:
+            if action_of(step) is Action.NOTHING:
+                continue
             before, after = (
                 (int(entry.kind), entry.digest, entry.mode) if entry else None
                 for entry in (step.expected, step.wanted)

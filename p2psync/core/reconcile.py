@@ -109,18 +109,20 @@ class Verdict(NamedTuple):
     decided: bool = False
 
 
-def reconcile(facts: Facts, stamp: Stamp, prefer: Prefer = Prefer.BOTH) -> Plan:
+def reconcile(facts: Facts, stamp: Stamp, prefer: Prefer = Prefer.BOTH, mirror: bool = False) -> Plan:
     """Return the plan that brings both sides to the same state.
 
     Args:
         facts: the paths on which the sides may differ, each with both sides' entries.
         stamp: marks the decisions; not yet used for anything else.
         prefer: what becomes of versions that cannot be merged.
+        mirror: the other side becomes as ours is, whatever it has.
     """
     plan = Plan()
     verdicts: dict[bytes, Verdict] = {}
     for path, pair in facts.pairs.items():
-        verdict = _Judge(path, facts, stamp, prefer, plan.questions).judge(pair)
+        judge = _Judge(path, facts, stamp, prefer, plan.questions)
+        verdict = judge.mirror(pair) if mirror else judge.judge(pair)
         if verdict is not None:
             verdicts[path] = verdict
     _keep_directories(verdicts, facts.pairs, stamp)
@@ -163,6 +165,18 @@ class _Judge:
             if theirs.version <= ours.version:
                 return self._follow(ours, theirs, by_us=True)
         return self._dispute(ours, theirs)
+
+    def mirror(self, pair: Pair) -> Verdict | None:
+        """Have theirs become ours, as a version that has seen both."""
+        ours, theirs = pair
+        if theirs is None or (ours is not None and theirs.version <= ours.version):
+            return Verdict(ours) if ours else None
+        if ours is not None and ours.same_content(theirs):
+            return Verdict(_join(ours, theirs))
+        if ours is None and not theirs.alive:
+            return Verdict(theirs)
+        final = ours if ours is not None else Entry(kind=Kind.TOMBSTONE)
+        return self._decide(final, theirs, final)
 
     def _follow(self, newer: Entry, older: Entry, by_us: bool) -> Verdict:
         """Take a version that has seen the other.

@@ -46,6 +46,8 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     """Sockets, fifos, devices and reserved names met for the first time."""
     rules: _Rules
     """Fingerprint of all ignore rules in force; empty: there are none."""
+    mounts: list[ShownPath] = []
+    """Directories on which something is mounted."""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -214,11 +216,12 @@ class Replica(Protocol):
     def identity(self) -> Identity:
         """Who this is."""
 
-    def scan(self, keep: bool) -> Scanned:
+    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
         """Find out what changed on disk.
 
         Args:
             keep: write the findings to the manifest; if not, they are forgotten by `close`.
+            doubt: read every file, whatever its size and times are.
 
         Raises:
             ReplicaError: the root or the manifest cannot be read at all.
