@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from p2psync.core.choose import Mode
-from p2psync.core.pace import parse_compress, parse_rate
+from p2psync import settings
 from p2psync.core.retention import Limits
 from p2psync.errors import Exit, P2PSyncError, ReplicaError
 
 if TYPE_CHECKING:
     import tomlkit
 
+_CONNECTION = ("ssh-command", "port", "remote-command", "reuse", "compress", "bwlimit")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -49,47 +48,37 @@ class Peer:
 
 
 HOOKS = ("on_change", "on_conflict", "on_error")
-_KEYS = {
-    "address": str,
-    "ssh-command": str,
-    "port": int,
-    "remote-command": str,
-    "reuse": bool,
-    "compress": str,
-    "bwlimit": str,
-    "mode": str,
-    "paths": list,
-    "exclude": list,
-}
 
 
 def peers(root: bytes) -> list[Peer]:
-    """Return the configured peers, in their order.
+    """Return the configured peers, in their order, with what is set for all connections.
 
     Raises:
-        ReplicaError: the file cannot be read, or holds what p2psync does not know.
+        SettingsError: a file cannot be read, or holds what p2psync does not know.
     """
-    tables = _load(root).get("peer", {})
-    return [_peer(name, table, os.fsdecode(_file(root))) for name, table in tables.items()]
+    found = settings.load(root)
+    usual = {key: found[f"connection.{key}"] for key in _CONNECTION}
+    names = dict.fromkeys(name[5:].rpartition(".")[0] for name in found.values if name.startswith("peer."))
+    peers = []
+    for name in names:
+        own = {key: found.values.get(f"peer.{name}.{key}") for key in settings.PEER}
+        values: dict[str, Any] = usual | {key: value.value for key, value in own.items() if value}
+        values = {k.replace("-", "_"): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        peers.append(Peer(name, **values))
+    return peers
+
+
+def unnamed(root: bytes, address: str) -> Peer:
+    """Return a peer that is not configured, with what is set for all connections; raises as `peers`."""
+    found = settings.load(root)
+    usual: dict[str, Any] = {key.replace("-", "_"): found[f"connection.{key}"] for key in _CONNECTION}
+    return Peer(address, address, **usual)
 
 
 def history_limits(root: bytes) -> Limits:
-    """Return how much history is kept: `days` and `percent` (of the disk) in `[history]`.
-
-    Raises:
-        ReplicaError: the file cannot be read, or holds what p2psync does not know.
-    """
-    table = _load(root).get("history", {})
-    if not isinstance(table, dict):
-        raise ReplicaError(f"{os.fsdecode(_file(root))}: history is no table: write [history]")
-    for key, value in table.items():
-        known = key in Limits._fields
-        if not known or isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise ReplicaError(
-                f"{os.fsdecode(_file(root))}: [history]: {key} = {value!r} makes no sense;"
-                " known are days and percent, both numbers"
-            )
-    return Limits(**table)
+    """Return how much history is kept; raises as `peers`."""
+    found = settings.load(root)
+    return Limits(found["history.days"], found["history.percent"])
 
 
 def hooks(root: bytes) -> dict[str, list[str]]:
@@ -98,65 +87,22 @@ def hooks(root: bytes) -> dict[str, list[str]]:
     Each is a list of words, or a text that is split as a shell would, or, with `shell = true`, left to `sh`.
 
     Raises:
-        ReplicaError: the file cannot be read, or holds what p2psync does not know.
+        SettingsError: a file cannot be read, or holds what p2psync does not know.
     """
     import shlex
 
-    table = _load(root).get("hooks", {})
-    place = os.fsdecode(_file(root))
-    if not isinstance(table, dict):
-        raise ReplicaError(f"{place}: hooks is no table: write [hooks]")
+    found = settings.load(root)
     commands = {}
-    for key, value in table.items():
-        words = value if isinstance(value, list) else [value]
-        if key == "shell" and isinstance(value, bool):
-            continue
-        if key not in HOOKS or not words or not all(isinstance(word, str) and word for word in words):
-            raise ReplicaError(
-                f"{place}: [hooks]: {key} = {value!r} makes no sense; known are {', '.join(HOOKS)}, each a"
-                " command or a list of words, and shell = true"
-            )
-        if isinstance(value, str):
+    for key in HOOKS:
+        value = found[f"hooks.{key}"]
+        if isinstance(value, str) and value:
             try:
-                words = ["sh", "-c", value] if table.get("shell") else shlex.split(value)
+                value = ["sh", "-c", value] if found["hooks.shell"] else shlex.split(value)
             except ValueError as error:
-                raise ReplicaError(f"{place}: [hooks]: {key} cannot be split into words: {error}") from error
-        commands[key] = words
+                raise settings.SettingsError(f"[hooks]: {key} cannot be split into words: {error}") from error
+        if value:
+            commands[key] = value
     return commands
-
-
-def _load(root: bytes) -> dict[str, Any]:
-    file = _file(root)
-    try:
-        with open(file, "rb") as source:
-            return tomllib.load(source)
-    except FileNotFoundError:
-        return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ReplicaError(f"cannot read {os.fsdecode(file)}: {error}") from error
-
-
-def _peer(name: str, table: object, file: str) -> Peer:
-    if not isinstance(table, dict) or "address" not in table:
-        raise ReplicaError(f"{file}: [peer.{name}] has no address")
-    for key, value in table.items():
-        if key not in _KEYS:
-            raise ReplicaError(f"{file}: [peer.{name}]: unknown key {key!r}; known are {', '.join(_KEYS)}")
-        if not isinstance(value, _KEYS[key]):
-            raise ReplicaError(f"{file}: [peer.{name}]: {key} should be of type {_KEYS[key].__name__}")
-        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
-            raise ReplicaError(f"{file}: [peer.{name}]: {key} should be a list of texts")
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
-    }
-    peer = Peer(name, **{key.replace("-", "_"): value for key, value in values.items()})
-    try:
-        Mode(peer.mode)
-        parse_compress(peer.compress)
-        parse_rate(peer.bwlimit)
-    except ValueError as error:
-        raise ReplicaError(f"{file}: [peer.{name}]: {error}") from error
-    return peer
 
 
 def add_peer(root: bytes, peer: Peer) -> None:
@@ -173,15 +119,15 @@ def add_peer(root: bytes, peer: Peer) -> None:
         raise ConfigError(
             "an address with control characters or odd bytes cannot be kept; name it on the command line"
         )
-    document = _document(root)
+    document = _document(settings.root_file(root))
     table = tomlkit.table()
     usual = Peer(peer.name, peer.address)
-    for key in _KEYS:
-        field = key.replace("-", "_")
-        if key == "address" or getattr(peer, field) != getattr(usual, field):
-            table[key] = getattr(peer, field)
+    for key in settings.PEER:
+        value, default = (getattr(one, key.replace("-", "_")) for one in (peer, usual))
+        if key == "address" or value != default:
+            table[key] = list(value) if isinstance(value, tuple) else value
     document.setdefault("peer", tomlkit.table(is_super_table=True))[peer.name] = table
-    _write(root, document)
+    _write(settings.root_file(root), document)
 
 
 def remove_peer(root: bytes, name: str) -> None:
@@ -193,9 +139,9 @@ def remove_peer(root: bytes, name: str) -> None:
     """
     if all(known.name != name for known in peers(root)):
         raise ConfigError(f"there is no peer {name}: `p2psync peer list` shows those that there are")
-    document = _document(root)
+    document = _document(settings.root_file(root))
     del document["peer"][name]
-    _write(root, document)
+    _write(settings.root_file(root), document)
 
 
 def rename_peer(root: bytes, name: str, new: str) -> None:
@@ -210,12 +156,12 @@ def rename_peer(root: bytes, name: str, new: str) -> None:
     if all(known.name != name for known in peers(root)):
         raise ConfigError(f"there is no peer {name}: `p2psync peer list` shows those that there are")
     _check_free(root, new)
-    document = _document(root)
+    document = _document(settings.root_file(root))
     table = tomlkit.table(is_super_table=True)
     for key, value in document["peer"].items():
         table[new if key == name else key] = value
     document["peer"] = table
-    _write(root, document)
+    _write(settings.root_file(root), document)
 
 
 def _check_free(root: bytes, name: str) -> None:
@@ -226,29 +172,91 @@ def _check_free(root: bytes, name: str) -> None:
         raise ConfigError(f"there is a peer {name} already: `p2psync peer remove {name}` removes it")
 
 
-def _file(root: bytes) -> bytes:
-    return os.path.join(root, b".p2psync", b"config.toml")
+# -- single settings
 
 
-def _document(root: bytes) -> tomlkit.TOMLDocument:
+def set_value(file: str, name: str, text: str) -> None:
+    """Set a setting in a file, and keep its comments.
+
+    Raises:
+        SettingsError: there is no such setting, or the value makes no sense.
+        ReplicaError: the file cannot be written.
+    """
+    import tomlkit
+
+    section, key, setting = _place(name)
+    try:
+        value: Any = settings.parse(setting, text, name) if setting else text
+    except settings.SettingsError as error:
+        raise ConfigError(str(error)) from error
+    if section == "conflicts" and value not in settings.POLICIES:
+        raise ConfigError(f"{value!r} makes no sense: it is one of {', '.join(settings.POLICIES)}")
+    document = _document(file)
+    table: Any = document
+    for part in section.split(".", 1):
+        if part not in table:
+            table[part] = tomlkit.table(is_super_table=part == "peer")
+        table = table[part]
+    if section.startswith("peer.") and "address" not in table:
+        raise ConfigError(f"there is no {section} in {file}: `p2psync peer add` adds a peer")
+    table[key] = value
+    _write(file, document)
+
+
+def unset_value(file: str, name: str) -> bool:
+    """Remove a setting from a file; return False if it was not there; raises as `set_value`."""
+    section, key, _ = _place(name)
+    document = _document(file)
+    table: Any = document
+    for part in section.split(".", 1):
+        table = table.get(part, {})
+    if key not in table:
+        return False
+    del table[key]
+    _write(file, document)
+    return True
+
+
+def known_name(name: str) -> str:
+    """Return the name of a setting if there is one; raises as `set_value`."""
+    _place(name)
+    return name
+
+
+def _place(name: str) -> tuple[str, str, settings.Setting | None]:
+    """Return section and key of a setting, and what is known of it; a pattern has nothing of the kind."""
+    section, _, key = name.partition(".")
+    if section in settings.TABLES and key:
+        return section, key, None
+    if section == "peer":
+        peer, _, key = key.rpartition(".")
+        if key in settings.PEER and peer:
+            return f"peer.{peer}", key, settings.PEER[key]
+        raise ConfigError(f"there is no setting {name!r}{settings.nearest(key, list(settings.PEER))}")
+    if name in settings.SETTINGS:
+        return section, key, settings.SETTINGS[name]
+    raise ConfigError(f"there is no setting {name!r}{settings.nearest(name, list(settings.SETTINGS))}")
+
+
+def _document(file: str) -> tomlkit.TOMLDocument:
     import tomlkit
 
     try:
-        with open(_file(root), encoding="utf-8") as source:
+        with open(file, encoding="utf-8") as source:
             return tomlkit.load(source)
     except FileNotFoundError:
         return tomlkit.document()
 
 
-def _write(root: bytes, document: tomlkit.TOMLDocument) -> None:
+def _write(file: str, document: tomlkit.TOMLDocument) -> None:
     import tomlkit
 
-    file = _file(root)
     try:
-        with open(file + b".new", "w", encoding="utf-8") as target:
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        with open(file + ".new", "w", encoding="utf-8") as target:
             tomlkit.dump(document, target)
             target.flush()
             os.fsync(target.fileno())
-        os.replace(file + b".new", file)
+        os.replace(file + ".new", file)
     except OSError as error:
-        raise ReplicaError(f"cannot write {os.fsdecode(file)}: {error.strerror}") from error
+        raise ReplicaError(f"cannot write {file}: {error.strerror}") from error

@@ -23,6 +23,7 @@ from p2psync.core.guard import HALF, MaxDelete
 from p2psync.core.model import Prefer
 from p2psync.core.replica import Scanned
 from p2psync.core.vector import ReplicaId
+from p2psync.drivers import Drivers
 from p2psync.errors import Exit, GuardTripped, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
 from p2psync.facts import Facts
 from p2psync.local import LocalReplica, init
@@ -59,6 +60,8 @@ class Options:
     """Read every file, whatever its size and times are."""
     plans: Mapping[str, str] | None = None
     """By a peer's name, the only plan that is to be carried out."""
+    drivers: Drivers | None = None
+    """How texts of which names are merged."""
 
 
 @dataclass
@@ -402,7 +405,8 @@ def _round(
     home.neighbour = link.path
     try:
         if link.session is None:
-            link.session = Session(home, link.replica, progress, near=link.path is not None)
+            near = link.path is not None
+            link.session = Session(home, link.replica, progress, near, options.drivers)
             link.session.scan(not options.dry_run, home_scanned, options.doubt)
         home_scanned = link.session.home_scanned
         plan = (options.plans or {}).get(link.run.peer.name, "")

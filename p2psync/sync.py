@@ -56,6 +56,16 @@ LARGE_BATCH = 16
 _T = TypeVar("_T")
 
 
+class Drivers(Protocol):
+    """Who knows how files of which names are merged."""
+
+    def merge(self, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
+        """Return the merge of two texts, None if they do not merge."""
+
+    def prefer(self, path: bytes) -> Prefer | None:
+        """Return what becomes of versions that do not merge; None: what is usual."""
+
+
 class Progress(Protocol):
     """Who wants to know how it goes."""
 
@@ -113,7 +123,14 @@ class Result:
 class Session:
     """Two open replicas. The first is at home here: it decides."""
 
-    def __init__(self, home: Home, peer: Replica, progress: Progress, near: bool = False) -> None:
+    def __init__(
+        self,
+        home: Home,
+        peer: Replica,
+        progress: Progress,
+        near: bool = False,
+        drivers: Drivers | None = None,
+    ) -> None:
         """Sync two replicas.
 
         Args:
@@ -121,9 +138,11 @@ class Session:
             peer: the other one.
             progress: is told how it goes.
             near: are the trees of both on this machine?
+            drivers: how texts of which names are merged, if not as usual.
         """
         self._home = home
         self._near = near
+        self._drivers = drivers
         self._replicas: tuple[Replica, Replica] = (home, peer)
         self._progress = progress
         if home.identity.replica == peer.identity.replica:
@@ -254,7 +273,8 @@ class Session:
     ) -> tuple[Plan, dict[Digest, bytes]]:
         """Reconcile until there are no questions; return the plan and the texts that were merged."""
         texts: dict[Digest, bytes] = {}
-        while (plan := reconcile(facts, stamp, prefer, mirror)).questions:
+        policy = self._drivers.prefer if self._drivers else _no_policy
+        while (plan := reconcile(facts, stamp, prefer, mirror, policy)).questions:
             self._answer(plan.questions, facts, texts)
         return plan, texts
 
@@ -270,14 +290,14 @@ class Session:
             for path, ours_then, theirs_then in zip(paths, *remembered, strict=True):
                 facts.bases[path] = [*ours_then, *theirs_then]
         for path, question in questions.texts.items():
-            merged = self._merge(question)
+            merged = self._merge(path, question)
             facts.texts[path] = None
             if merged is not None:
                 digest = Digest(xxh3_128_digest(merged))
                 texts[digest] = merged
                 facts.texts[path] = Text(digest, len(merged))
 
-    def _merge(self, question: MergeQuestion) -> bytes | None:
+    def _merge(self, path: bytes, question: MergeQuestion) -> bytes | None:
         found: list[bytes | None] = [None] * len(question)
         for replica in self._replicas:
             held = replica.texts(question)
@@ -285,7 +305,7 @@ class Session:
         base, ours, theirs = found
         if base is None or ours is None or theirs is None:
             return None
-        merged = merge(base, ours, theirs)
+        merged = self._drivers.merge(path, base, ours, theirs) if self._drivers else merge(base, ours, theirs)
         if merged is None:
             self._home.keep(question.base, base)
         return merged
@@ -388,6 +408,10 @@ class Session:
             if len(pending) > MANY_LEFT:
                 mark = side.replica.mark(other.identity.replica) or Mark(other.identity.epoch, 0, b"")
             side.replica.acknowledge(other.identity, mark)
+
+
+def _no_policy(path: bytes) -> None:
+    return None
 
 
 def _differ(pair: Pair) -> bool:

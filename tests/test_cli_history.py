@@ -476,7 +476,10 @@ def test_a_limit_in_the_configuration_that_makes_no_sense_is_an_error(
 ) -> None:
     here, _ = pair(tmp_path, {"f": "1"})
     (here / ".p2psync" / "config.toml").write_text("[history]\nday = 3\n")
-    assert re.search(r"config.toml: \[history\]: day = 3 .*days and percent", command(here, "gc", code=3).err)
+    assert re.search(
+        r"config.toml:2: \[history\]: there is no setting .day.; did you mean .days.",
+        command(here, "gc", code=3).err,
+    )
 
 
 @pytest.mark.parametrize("arguments", [["log"], ["show", "x"], ["restore", "x"], ["undo"], ["gc"]])

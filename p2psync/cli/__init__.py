@@ -11,10 +11,11 @@ import click
 
 from p2psync import __version__
 from p2psync.cli.clone import clone
+from p2psync.cli.config import config
 from p2psync.cli.conflicts import conflicts, resolve
 from p2psync.cli.diff import diff
 from p2psync.cli.history import fsck, gc_command, log, restore, show, undo
-from p2psync.cli.options import EXIT_CODES, Directory, complain, exits
+from p2psync.cli.options import EXIT_CODES, Commands, Directory, complain, exits
 from p2psync.cli.peers import init, peer, serve, status
 from p2psync.cli.rules import ignore, why
 from p2psync.cli.sync import sync
@@ -23,6 +24,7 @@ from p2psync.errors import Exit, P2PSyncError
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=exits(Exit.CONFLICTS, Exit.GUARD, Exit.UNREACHABLE, Exit.LOCKED, ok=EXIT_CODES[Exit.IN_STEP]),
 )
@@ -33,20 +35,22 @@ from p2psync.errors import Exit, P2PSyncError
 @click.option(
     "--color",
     type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    help="Colour what is printed; 'auto': on a terminal, unless NO_COLOR is set.",
+    help="Colour what is printed; 'auto': on a terminal, unless NO_COLOR is set.  [default: auto]",
 )
-def cli(directory: bytes | None, color: str) -> None:
+@click.option("--debug", is_flag=True, help="Show where in the program an error came from.")
+def cli(directory: bytes | None, color: str | None, debug: bool) -> None:
     """Keep directories identical, in both directions, over SSH or local paths.
 
     A directory becomes a replica with `init`; `sync` makes it and its peers the same.
     """
+    if debug:
+        os.environ["P2PSYNC_DEBUG"] = "1"
     if directory is not None:
         os.chdir(directory)
 
 
 for command in (
-    *(init, clone, peer, sync, watch, service, status, conflicts, resolve, diff, ignore, why),
+    *(init, clone, peer, sync, watch, service, status, conflicts, resolve, diff, ignore, why, config),
     *(log, show, restore, undo, gc_command, fsck, serve),
 ):
     cli.add_command(command)

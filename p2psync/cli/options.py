@@ -14,7 +14,25 @@ from p2psync.errors import Exit, NotAReplica
 
 if TYPE_CHECKING:
     from p2psync.config import Peer
+    from p2psync.core.guard import MaxDelete
+    from p2psync.drivers import Drivers
     from p2psync.local import LocalReplica
+    from p2psync.settings import Settings
+
+
+class Commands(click.Group):
+    """A group that knows what was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click has it."""
+        from p2psync.settings import nearest
+
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"there is no command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
 
 LOCK_WAIT = 10.0
 """Seconds that a command waits for another run to finish."""
@@ -136,22 +154,24 @@ def chosen_peers(root: bytes, names: tuple[str, ...], connection: Connection) ->
         )
     chosen: dict[str, Peer] = {}
     for name in names or known:
-        peer = replace(known.get(name) or _unnamed(name), **connection)
+        peer = replace(known.get(name) or _unnamed(root, name), **connection)
         chosen.setdefault(peer.address, peer)
     return list(chosen.values())
 
 
-def _unnamed(address: str) -> Peer:
+def _unnamed(root: bytes, address: str) -> Peer:
     """Return the peer at an address that is not configured.
 
     Raises:
         ConfigError: it is a bare word that names nothing.
     """
-    from p2psync.config import ConfigError, Peer
+    from dataclasses import replace
+
+    from p2psync.config import ConfigError, unnamed
 
     if "/" not in address and ":" not in address and not os.path.isdir(address):
         raise ConfigError(f"there is no peer and no folder named {address!r}")
-    return Peer(address, absolute(address))
+    return replace(unnamed(root, absolute(address)), name=address)
 
 
 def absolute(text: str) -> str:
@@ -174,9 +194,26 @@ def is_terminal(fd: int) -> bool:
         return False
 
 
-def wants_colour(fd: int) -> bool:
+def max_delete_of(found: Settings) -> MaxDelete:
+    """Return how many files a sync may delete, as is set."""
+    from p2psync.core.guard import HALF, parse_max_delete
+
+    text = found["sync.max-delete"]
+    return parse_max_delete(text) if text is not None else HALF
+
+
+def drivers(found: Settings) -> Drivers | None:
+    """Return the rules about merges and conflicts, None if there are none."""
+    from p2psync.drivers import Drivers
+
+    tables = found.table("merge"), found.table("conflicts")
+    return Drivers(*tables) if any(tables) else None
+
+
+def wants_colour(fd: int, found: Settings | None = None) -> bool:
     """Is what goes there to be coloured? `--color` says so, else NO_COLOR, else whether it is a terminal."""
-    wish = click.get_current_context().find_root().params.get("color", "auto")
+    wish = click.get_current_context().find_root().params.get("color")
+    wish = wish or (found["ui.color"] if found else "auto")
     if wish != "auto":
         return bool(wish == "always")
     return is_terminal(fd) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -185,10 +222,8 @@ def wants_colour(fd: int) -> bool:
 prefer_option = click.option(
     "--prefer",
     type=click.Choice(["both", "newest", "local", "peer", "skip"]),
-    default="both",
-    show_default=True,
     help="What becomes of versions that do not merge. 'both': the winner keeps the name, the other becomes a"
-    " conflict copy; 'skip': both stay as they are.",
+    " conflict copy; 'skip': both stay as they are.  [default: both]",
 )
 DRY_RUN = click.option("-n", "--dry-run", is_flag=True, help="Only show what would be done.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -9,6 +9,7 @@ import click
 
 from p2psync.cli.options import (
     JSON,
+    Commands,
     Connection,
     Directory,
     absolute,
@@ -43,7 +44,7 @@ def init(directory: bytes, name: str | None) -> None:
     click.echo(f"{shown(os.path.realpath(directory))} {what}")
 
 
-@click.group(epilog=exits())
+@click.group(cls=Commands, epilog=exits())
 def peer() -> None:
     """Add, list, rename, remove and test the peers of this replica."""
 

@@ -18,10 +18,12 @@ from p2psync.cli.options import (
     Number,
     chosen_peers,
     connection_options,
+    drivers,
     exits,
     find_root,
     inside,
     is_terminal,
+    max_delete_of,
     prefer_option,
     wants_colour,
 )
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
     from p2psync.core.guard import MaxDelete
 
 
-def _parse_max_delete(context: click.Context, option: click.Parameter, text: str | None) -> MaxDelete:
-    from p2psync.core.guard import HALF, parse_max_delete
+def _parse_max_delete(context: click.Context, option: click.Parameter, text: str | None) -> MaxDelete | None:
+    from p2psync.core.guard import parse_max_delete
 
     try:
-        return parse_max_delete(text) if text is not None else HALF
+        return parse_max_delete(text) if text is not None else None
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -145,10 +147,8 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
 @click.option(
     "--lock-wait",
     type=Number(0),
-    default=10,
-    show_default=True,
     metavar="SECONDS",
-    help="How long to wait for another run to finish.",
+    help="How long to wait for another run to finish.  [default: 10]",
 )
 @click.option(
     "--timeout",
@@ -163,8 +163,7 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
 @click.option(
     "--progress",
     type=click.Choice(["auto", "plain", "json", "off"]),
-    default="auto",
-    help="How to tell of progress on stderr; 'auto': one line, on a terminal.",
+    help="How to tell of progress on stderr; 'auto': one line, on a terminal.  [default: auto]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
@@ -172,21 +171,21 @@ def sync(
     context: click.Context,
     peers: tuple[str, ...],
     dry_run: bool,
-    prefer: str,
+    prefer: str | None,
     filters: dict[str, Any],
     checksum: bool,
     create: bool,
-    max_delete: MaxDelete,
+    max_delete: MaxDelete | None,
     approve: str,
     plan_file: Any,  # noqa: ANN401 - a binary file
     connection: Connection,
-    lock_wait: float,
+    lock_wait: float | None,
     timeout: float | None,
     yes: bool,
     batch: bool,
     verbose: bool,
     quiet: bool,
-    progress: str,
+    progress: str | None,
     as_json: bool,
 ) -> None:
     """Bring this replica and its peers to the same state.
@@ -194,14 +193,16 @@ def sync(
     A PEER is the name of a configured one, or an address: a path, [user@]host:path, or
     ssh://[user@]host[:port]/path. Without any, all configured peers are synced.
     """
-    from p2psync import ssh
+    from p2psync import settings, ssh
 
     if timeout:
         _end_after(timeout)
-    if progress == "auto":
-        progress = "line" if is_terminal(2) and not (quiet or as_json or batch) else "off"
     try:
         root = find_root()
+        found = settings.load(root)
+        progress = progress or found["ui.progress"]
+        if progress == "auto":
+            progress = "line" if is_terminal(2) and not (quiet or as_json or batch) else "off"
         plans = _read_plans(plan_file) if plan_file else None
         chosen = chosen_peers(root, peers or tuple(plans or ()), connection)
         wanted = _filter(root, **filters)
@@ -211,15 +212,16 @@ def sync(
             from p2psync.core.model import Prefer
 
             options = run.Options(
-                Prefer(prefer),
+                Prefer(prefer or found["sync.prefer"]),
                 dry_run,
                 create,
-                lock_wait,
-                max_delete,
+                found["sync.lock-wait"] if lock_wait is None else lock_wait,
+                max_delete or max_delete_of(found),
                 approve,
                 wanted,
                 checksum,
                 plans,
+                drivers(found),
             )
             with render.progress(progress) as told:
                 runs = run.sync(root, chosen, options, told, _answer(yes, batch), early)
@@ -232,7 +234,7 @@ def sync(
     if as_json:
         click.echo(render.as_json(runs))
     else:
-        render.report(runs, quiet=quiet, verbose=verbose, dry_run=dry_run, colour=wants_colour(1))
+        render.report(runs, quiet=quiet, verbose=verbose, dry_run=dry_run, colour=wants_colour(1, found))
     context.exit(run.worst(runs))
 
 

@@ -14,8 +14,10 @@ from p2psync.cli.options import (
     Number,
     chosen_peers,
     connection_options,
+    drivers,
     exits,
     find_root,
+    max_delete_of,
     prefer_option,
 )
 from p2psync.errors import Exit
@@ -62,7 +64,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 def watch(
     context: click.Context,
     peers: tuple[str, ...],
-    prefer: str,
+    prefer: str | None,
     settle: float,
     poll: float | None,
     full_every: float,
@@ -76,7 +78,7 @@ def watch(
     """
     import gc
 
-    from p2psync import config, render_watch, run
+    from p2psync import config, render_watch, run, settings
     from p2psync.core.model import Prefer
     from p2psync.hooks import Hooks
     from p2psync.manager import Manager
@@ -96,7 +98,13 @@ def watch(
             hooks.run(name, about)
 
     hooks = Hooks(config.hooks(root), root, lambda why: tell(Warned(why)))
-    options = run.Options(Prefer(prefer), lock_wait=LOCK_WAIT)
+    found = settings.load(root)
+    options = run.Options(
+        Prefer(prefer or found["sync.prefer"]),
+        lock_wait=LOCK_WAIT,
+        max_delete=max_delete_of(found),
+        drivers=drivers(found),
+    )
     watching = Watch(
         root, chosen, options, Settings(settle, poll or 0, full_every), tell, Silent(), Manager()
     )

@@ -258,6 +258,17 @@ def _parse(text: bytes) -> _Rules:
     return _rules(_tables(settled), moving)
 
 
+def hits(pattern: bytes, path: bytes) -> bool:
+    """Does a pattern at the root hit a file, or a folder above it?"""
+    view = Ignore.top(rules=pattern)
+    *folders, name = path.split(b"/")
+    for folder in folders:
+        if view.matches(folder, True):
+            return True
+        view = view.below(folder)
+    return view.matches(name, False)
+
+
 def rule_of(text: bytes, rank: int) -> tuple[int, bytes]:
     """Return the number, from 1 on, and the text of the line of an ignore file that has this rank; or 0."""
     return next(islice(_numbered(text), rank, None), (0, b""))

@@ -70,6 +70,10 @@ def merge(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
         None where both sides changed the same or adjacent lines differently, or if any of the three
         is not text.
     """
+    return _merge(base, ours, theirs, both=False)
+
+
+def _merge(base: bytes, ours: bytes, theirs: bytes, both: bool) -> bytes | None:
     if not all(map(is_text, (base, ours, theirs))):
         return None
     old = lines_of(base)
@@ -81,10 +85,24 @@ def merge(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
         sides = {edit.side for edit in region}
         outcomes = {_outcome(old[start:end], start, region, side) for side in sides}
         if len(outcomes) > 1:
-            return None
+            if not both:
+                return None
+            outcomes = {b"".join(_with_end(text) for text in sorted(outcomes))}
         merged += [*old[done:start], *outcomes]
         done = end
     return b"".join(merged + old[done:])
+
+
+def _with_end(text: bytes) -> bytes:
+    return text if not text or text.endswith(b"\n") else text + b"\n"
+
+
+def union(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
+    """Return `base` with the edits of both sides, one after the other where they collide: for logs, lists.
+
+    Which comes first is decided by their bytes, so that it does not matter who merges. None: one is no text.
+    """
+    return _merge(base, ours, theirs, both=True)
 
 
 def lines_of(text: bytes) -> list[bytes]:

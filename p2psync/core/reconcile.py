@@ -11,7 +11,7 @@ For the tree: what holds something living is a directory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -109,7 +109,13 @@ class Verdict(NamedTuple):
     decided: bool = False
 
 
-def reconcile(facts: Facts, stamp: Stamp, prefer: Prefer = Prefer.BOTH, mirror: bool = False) -> Plan:
+def reconcile(
+    facts: Facts,
+    stamp: Stamp,
+    prefer: Prefer = Prefer.BOTH,
+    mirror: bool = False,
+    policy: Callable[[bytes], Prefer | None] = lambda path: None,
+) -> Plan:
     """Return the plan that brings both sides to the same state.
 
     Args:
@@ -117,11 +123,12 @@ def reconcile(facts: Facts, stamp: Stamp, prefer: Prefer = Prefer.BOTH, mirror: 
         stamp: marks the decisions; not yet used for anything else.
         prefer: what becomes of versions that cannot be merged.
         mirror: the other side becomes as ours is, whatever it has.
+        policy: what is preferred for a path, where `prefer` is what it usually is.
     """
     plan = Plan()
     verdicts: dict[bytes, Verdict] = {}
     for path, pair in facts.pairs.items():
-        judge = _Judge(path, facts, stamp, prefer, plan.questions)
+        judge = _Judge(path, facts, stamp, prefer, plan.questions, policy)
         verdict = judge.mirror(pair) if mirror else judge.judge(pair)
         if verdict is not None:
             verdicts[path] = verdict
@@ -149,6 +156,7 @@ class _Judge:
     stamp: Stamp
     prefer: Prefer
     questions: Questions
+    policy: Callable[[bytes], Prefer | None]
 
     def judge(self, pair: Pair) -> Verdict | None:
         ours, theirs = pair
@@ -217,6 +225,8 @@ class _Judge:
         return self._meet(ours, theirs, newest_base(bases, ours, theirs))
 
     def _meet(self, ours: Entry, theirs: Entry, base: Entry | None) -> Verdict:
+        if self.prefer is Prefer.BOTH:
+            self.prefer = self.policy(self.path) or self.prefer
         winner, loser = self._rank(ours, theirs)
         mode = _merge_modes(ours, theirs, base) if base else winner.mode
         if ours.same_bytes(theirs) or (base and loser.same_bytes(base)):

@@ -1,0 +1,77 @@
+"""Drivers: how texts of which names are merged, and what becomes of those that cannot be."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from p2psync.core.ignore import hits
+from p2psync.core.merge import merge, union
+from p2psync.core.model import Prefer
+from p2psync.errors import ReplicaError
+
+SECONDS = 60.0
+"""A command may take so long for one file."""
+
+
+class Drivers:
+    """The rules of one replica, the first pattern that hits a path counts."""
+
+    def __init__(self, merges: Mapping[str, str], conflicts: Mapping[str, str]) -> None:
+        """Take the tables `[merge]` and `[conflicts]`."""
+        self._merges = [(os.fsencode(pattern), how) for pattern, how in merges.items()]
+        self._conflicts = [(os.fsencode(pattern), how) for pattern, how in conflicts.items()]
+
+    def merge(self, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
+        """Return the merge of two texts, None if they do not merge; see `core.merge.merge`.
+
+        Raises:
+            ReplicaError: a command cannot be run.
+        """
+        match self._first(self._merges, path):
+            case None | "text":
+                return merge(base, ours, theirs)
+            case "union":
+                return union(base, ours, theirs)
+            case "binary":
+                return None
+            case command:
+                return _run(command, path, base, ours, theirs)
+
+    def prefer(self, path: bytes) -> Prefer | None:
+        """Return what becomes of versions that do not merge; None: nothing is said of them."""
+        how = self._first(self._conflicts, path)
+        return Prefer(how) if how else None
+
+    @staticmethod
+    def _first(rules: list[tuple[bytes, str]], path: bytes) -> str | None:
+        return next((how for pattern, how in rules if hits(pattern, path)), None)
+
+
+Merger = Callable[[bytes, bytes, bytes, bytes], bytes | None]
+
+
+def _run(command: str, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
+    """Have a command merge: it is given three files, and prints the merge; if it fails, there is none."""
+    import shlex
+    import subprocess
+
+    with tempfile.TemporaryDirectory(prefix="p2psync-merge-") as folder:
+        files = []
+        ending = os.path.splitext(os.fsdecode(path))[1]
+        for name, text in (("base", base), ("ours", ours), ("theirs", theirs)):
+            files.append(Path(folder, f"{name}{ending}"))
+            files[-1].write_bytes(text)
+        words = [*shlex.split(command), *map(str, files)]
+        environment = {**os.environ, "P2PSYNC_PATH": os.fsdecode(path)}
+        try:
+            done = subprocess.run(
+                words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return None
+        except OSError as error:
+            raise ReplicaError(f"cannot run the merge driver {words[0]}: {error.strerror}") from error
+    return done.stdout if done.returncode == 0 else None
