@@ -46,6 +46,7 @@ MAY_USE = {  # besides the core, which all may use
     "settings": "errors",
     "drivers": "errors",
     "render_config": "render settings",
+    "cli.completion": "cli.options",
     "cli.config": "cli.options config errors render_config root settings",
     "facts": "__init__",
     "render_peers": "config facts render",

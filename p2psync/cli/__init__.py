@@ -11,6 +11,7 @@ import click
 
 from p2psync import __version__
 from p2psync.cli.clone import clone
+from p2psync.cli.completion import completion
 from p2psync.cli.config import config
 from p2psync.cli.conflicts import conflicts, resolve
 from p2psync.cli.diff import diff
@@ -51,7 +52,7 @@ def cli(directory: bytes | None, color: str | None, debug: bool) -> None:
 
 for command in (
     *(init, clone, peer, sync, watch, service, status, conflicts, resolve, diff, ignore, why, config),
-    *(log, show, restore, undo, gc_command, fsck, serve),
+    *(completion, log, show, restore, undo, gc_command, fsck, serve),
 ):
     cli.add_command(command)
 

@@ -1,0 +1,185 @@
+"""What is written tells the truth: pages, completions and README name every command and option."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.cli_support import DEADLINE, p2psync, replica
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MAN, COMPLETIONS = REPOSITORY / "man", REPOSITORY / "completions"
+PAGES = sorted(MAN.glob("man?/*"))
+
+
+def made_by(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"make_{file.parent.name}", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_and_option_has_its_place_in_the_manual() -> None:
+    for path, text in made_by(MAN / "make.py").pages().items():
+        assert (MAN / path).read_text() == text, "run man/make.py"
+    assert len(PAGES) >= 25
+
+
+def test_every_command_and_option_is_in_the_readme() -> None:
+    text = (REPOSITORY / "README.md").read_text("utf-8")
+    assert made_by(MAN / "make.py").readme(text) == text, "run man/make.py"
+    for option in ("sync", "--one-file-system", "resolve", "--keep", "config set"):
+        assert option in text
+
+
+def test_every_command_and_option_is_completed() -> None:
+    for file, text in made_by(COMPLETIONS / "make.py").scripts().items():
+        assert (COMPLETIONS / file).read_text() == text, "run completions/make.py"
+
+
+@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc judges")
+def test_pages_are_clean() -> None:
+    judged = subprocess.run(["mandoc", "-Tlint", "-Wwarning", *PAGES], capture_output=True, text=True)
+    assert judged.stdout + judged.stderr == ""
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="groff judges")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_man_shows_each_page_without_a_warning(page: Path) -> None:
+    shown = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-z", page],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    assert shown.stderr == ""
+
+
+# -- completion in real shells
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A replica with a peer, a run and a folder."""
+    root = replica(tmp_path / "root", {"sub/file": "1", "letter.txt": "2"})
+    p2psync(root, "peer", "add", "laptop", "host:x")
+    (root / ".p2psync/history/20261126-101010").mkdir(parents=True)
+    return root
+
+
+CASES = [
+    ("p2psync sy", "sync"),
+    ("p2psync sync la", "laptop"),
+    ("p2psync sync --chec", "--checksum"),
+    ("p2psync sync --mode mi", "mirror"),
+    ("p2psync -C sub peer rem", "remove"),
+    ("p2psync peer rename la", "laptop"),
+    ("p2psync undo 2026", "20261126-101010"),
+    ("p2psync config set history.d", "history.days"),
+    ("p2psync completion z", "zsh"),
+    ("p2psync resolve let", "letter.txt"),
+    ("p2psync resolve letter.txt --ke", "--keep"),
+    ("p2psync resolve letter.txt --keep th", "theirs"),
+]
+
+
+def missing(shell: str) -> bool:
+    return shutil.which(shell) is None
+
+
+@pytest.mark.skipif(missing("bash"), reason="needs bash")
+def test_bash_completes(root: Path) -> None:
+    script = [f"source '{COMPLETIONS}/p2psync.bash'"]
+    for line, _ in CASES:
+        words = line.split(" ")
+        script.append(f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}")
+        script.append('_p2psync 2>/dev/null; echo "${COMPREPLY[*]}"')
+    told = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=root / "sub/..", capture_output=True, text=True
+    )
+    assert told.stderr == ""
+    assert dict(zip((line for line, _ in CASES), told.stdout.splitlines(), strict=True)) == dict(CASES)
+
+
+@pytest.mark.skipif(missing("fish"), reason="needs fish")
+def test_fish_completes(root: Path) -> None:
+    script = f"source {COMPLETIONS}/p2psync.fish\n" + "".join(
+        f"complete -C '{line}' | string join '|'\n" for line, _ in CASES
+    )
+    environment = {**os.environ, "HOME": str(root.parent), "XDG_CONFIG_HOME": str(root.parent)}
+    told = subprocess.run(["fish", "-c", script], cwd=root, capture_output=True, text=True, env=environment)
+    assert told.stderr == ""
+    found = [re.sub(r"\t.*", "", line) for line in told.stdout.splitlines()]
+    assert dict(zip((line for line, _ in CASES), found, strict=True)) == dict(CASES)
+
+
+@pytest.mark.skipif(missing("zsh"), reason="needs zsh")
+def test_zsh_completes(root: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(root)
+        os.execvpe(
+            "zsh",
+            ["zsh", "-f", "-i"],
+            {**os.environ, "TERM": "dumb", "HOME": str(root.parent), "COLUMNS": "200"},
+        )
+    try:
+        setup = (
+            f"unsetopt zle_bracketed_paste; PS1='READY'; fpath=({COMPLETIONS} $fpath);"
+            " autoload -U compinit; compinit -u -D; bindkey '^I' complete-word; echo SET''UP\n"
+        )
+        os.write(terminal, setup.encode())
+        read_until(terminal, "SETUP")
+        for line, wanted in CASES:
+            os.write(terminal, b"\x15" + line.encode() + b"\t")
+            read_until(terminal, f"{line.rpartition(' ')[0]} {wanted}")
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
+
+
+def read_until(terminal: int, text: str) -> None:
+    """Read what a shell shows until this is in it, whatever the terminal is told between."""
+    said, deadline = "", time.monotonic() + DEADLINE
+    while text not in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r|\x07|.\x08", "", said):
+        ready = select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]
+        assert ready, f"{text!r} is not in {said!r}"
+        said += os.read(terminal, 4096).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_scripts_are_printed(tmp_path: Path, shell: str) -> None:
+    file = {"bash": "p2psync.bash", "zsh": "_p2psync", "fish": "p2psync.fish"}[shell]
+    assert p2psync(tmp_path, "completion", shell).out == (COMPLETIONS / file).read_text()
+
+
+# -- what an installation brings
+
+
+@pytest.mark.slow
+def test_an_installation_puts_pages_and_completions_where_the_system_looks(tmp_path: Path) -> None:
+    made = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)]
+    subprocess.run(made, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name.partition(".data/data/")[2] or name for name in zipfile.ZipFile(wheel).namelist()}
+    assert {f"share/man/{page.parent.name}/{page.name}" for page in PAGES} <= names
+    assert {
+        "share/bash-completion/completions/p2psync",
+        "share/zsh/site-functions/_p2psync",
+        "share/fish/vendor_completions.d/p2psync.fish",
+        "p2psync/completions/p2psync.bash",
+    } <= names
