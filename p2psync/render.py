@@ -249,7 +249,7 @@ def report(
 def _table(name: str, result: Result, colour: bool) -> str:
     """Return what would be done, the greatest surprises first: what, where, how big, to what, and why."""
     rows = []
-    conflicts = {conflict.path for conflict in result.conflicts}
+    conflicts = {conflict.path: conflict.resolution for conflict in result.conflicts}
     copies = {conflict.copy for conflict in result.conflicts if conflict.copy}
     for where, side, source in (("here", result.local, f"on {name}"), (f"on {name}", result.peer, "here")):
         for step in _visible(side.transitions):
@@ -257,7 +257,7 @@ def _table(name: str, result: Result, colour: bool) -> str:
             entry = step.expected if action is Action.DELETE and step.expected else step.wanted
             size = size_of(entry.size) if entry.kind is Kind.FILE else ""
             if step.path in conflicts:
-                why = "conflict"
+                why = "merged" if conflicts[step.path] is Resolution.MERGED else "conflict"
             elif step.path in copies:
                 why = "the other version of a conflict"
             else:

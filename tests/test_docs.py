@@ -17,6 +17,7 @@ from types import ModuleType
 
 import pytest
 
+from tests import tour
 from tests.cli_support import DEADLINE, p2psync, replica
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -67,6 +68,21 @@ def test_man_shows_each_page_without_a_warning(page: Path) -> None:
         env={**os.environ, "LC_ALL": "C"},
     )
     assert shown.stderr == ""
+
+
+def test_the_tour_of_the_readme_goes_as_it_is_told(tmp_path: Path) -> None:
+    home = tmp_path / "ann"
+    home.mkdir()
+    told = list(tour.steps(tour.README.read_text("utf-8")))
+    found = tour.run(home, [step.command for step in told])
+    assert len(told) > 20
+    for step, printed in zip(told, found, strict=True):
+        assert blanks(tour.plain(printed, home)) == blanks(step.output), step.command
+
+
+def blanks(text: str) -> str:
+    """Make one blank of many: what is not the same each time has not the same width either."""
+    return re.sub(" +", " ", text)
 
 
 # -- completion in real shells
