@@ -172,7 +172,7 @@ _p2psync() {
     'gc') local options='--days --percent -n --dry-run -h --help' values='nothing' ;;
     'ignore') local options='--local --check -h --help' values='files' ;;
     'init') local options='--name -h --help' values='folders' ;;
-    'log') local options='--limit --json -h --help' values='files' ;;
+    'log') local options='--limit --graph --json -h --help' values='files' ;;
     'peer') local options='-h --help' values='add list remove rename test' ;;
     'peer add') local options='-e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit -h --help' values='folders' ;;
     'peer list') local options='--json -h --help' values='nothing' ;;

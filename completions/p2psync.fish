@@ -131,6 +131,7 @@ complete -c p2psync -n '__p2psync_is init' -l name -x -d 'What people call this 
 complete -c p2psync -n '__p2psync_is init' -s h -l help -d 'Show this message and exit'
 complete -c p2psync -n '__p2psync_is init' -a '(__fish_complete_directories (commandline -ct))'
 complete -c p2psync -n '__p2psync_is log' -l limit -x -d 'Runs shown at most'
+complete -c p2psync -n '__p2psync_is log' -l graph -d 'Draw which replicas met, or whose edits of PATH did'
 complete -c p2psync -n '__p2psync_is log' -l json -d 'Print one JSON document'
 complete -c p2psync -n '__p2psync_is log' -s h -l help -d 'Show this message and exit'
 complete -c p2psync -n '__p2psync_is log' -F

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from typing import NoReturn
 
 INTERRUPTED = 130
@@ -13,7 +14,10 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run `p2psync`, such that an interrupt at any moment ends it in order."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt = _Interrupt()
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else who started us wants it ignored
+        signal.signal(signal.SIGINT, interrupt)
     try:
         _open_standard_streams()
         from p2psync.cli import main as command_line
@@ -48,8 +52,21 @@ def _open_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Ends what runs in order; who insists, at once."""
+
+    _ORDER_SECONDS = 2.0
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            raise KeyboardInterrupt
+        if number == signal.SIGTERM or now - self._first > self._ORDER_SECONDS:
+            os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

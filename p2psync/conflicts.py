@@ -255,10 +255,17 @@ def _free(replica: LocalReplica, path: bytes, taken: set[bytes]) -> bytes:
 
 def base_of(replica: LocalReplica, conflict: Open) -> bytes | None:
     """Return the text that both versions were made from, None if it is not kept here."""
-    for version in reversed(replica.manifest.versions(conflict.path)):
-        entry = version.entry
-        if entry.kind is Kind.FILE and entry.size <= MAX_TEXT and entry.version <= conflict.loser.version:
-            if entry.same_bytes(conflict.loser):
-                continue
-            return replica.contents.text(entry.digest)
-    return None
+    entries = [version.entry for version in reversed(replica.manifest.versions(conflict.path))]
+    common = [
+        entry.digest
+        for entry in entries
+        if entry.kind is Kind.FILE
+        and entry.size <= MAX_TEXT
+        and entry.version <= conflict.loser.version
+        and not entry.same_bytes(conflict.loser)
+        and not (conflict.winner and entry.same_bytes(conflict.winner))
+    ]
+    # An edit in between may look as if both had seen it, but is not kept: what both had, is.
+    kept = replica.manifest.kept(common)
+    digest = next((digest for digest in common if digest in kept), next(iter(common), None))
+    return replica.contents.text(digest) if digest is not None else None

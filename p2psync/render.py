@@ -445,6 +445,9 @@ def status_text(status: Status) -> str:
         lines.append(f"  {'problem':<11}  {shown(problem.path)} {problem.why}")
     if not status.changes:
         lines.append("nothing changed here since the last sync")
+    if status.conflicts:
+        count = _plural(status.conflicts, "conflict")
+        lines.append(f"{count} to be settled: `p2psync conflicts` tells which")
     width = max((len(peer.name) for peer in status.peers), default=0)
     for peer in status.peers:
         when = f"in step {ago(time.time() - peer.synced_at)}" if peer.synced_at else "never in step"
@@ -488,6 +491,7 @@ def status_json(status: Status) -> str:
             {**asdict(peer), "watched": peer.watched._asdict() if peer.watched else None}
             for peer in status.peers
         ],
+        "conflicts": status.conflicts,
         "watch": {"pid": status.watch.pid, "started": status.watch.started} if status.watch else None,
     }
     return json.dumps(document, indent=2) + "\n"

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import click
 
+from p2psync.core.graph import Event, header, rows
 from p2psync.core.model import Action, Entry, Kind, Transition, action_of
 from p2psync.core.paths import printable, shown
 from p2psync.core.retention import Kept
@@ -102,6 +103,41 @@ def _changes(run: RunShown) -> str:
         what = f"see .p2psync/history/{run.run}"
     kept = f"({size_of(run.kept)} kept)" if run.kept else ""
     return f"{what} {kept}".strip()
+
+
+def runs_graph(found: Sequence[RunShown]) -> str:
+    """Return runs as a graph: a lane for this replica and one for each that it met."""
+    if not found:
+        return runs_text(found)
+    peers = list(dict.fromkeys(printable(run.peer) for run in found if run.kind == "sync"))
+    lanes = {name: lane for lane, name in enumerate(["this replica", *peers])}
+    events = [Event(0, [lanes[printable(run.peer)]] if run.kind == "sync" else []) for run in found]
+    drawn = rows(events, len(lanes))
+    told = runs_text(found).splitlines()
+    return _graph(lanes, (f"{row}  {line}" for row, line in zip(drawn, told, strict=True)))
+
+
+def _graph(names: Iterable[str], lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in (*header(list(names)), *lines))
+
+
+def versions_graph(replica: LocalReplica, path: bytes, found: Sequence[VersionShown]) -> str:
+    """Return versions as a graph: a lane for each replica that had a part in one; see `core.graph`."""
+    entries = [version.entry for version in reversed(replica.manifest.versions(path))]
+    names = replica.names()
+    ids = dict.fromkeys(stamp.replica for entry in entries for stamp in entry.version)
+    lanes = {replica_id: lane for lane, replica_id in enumerate(ids)}
+    events = []
+    for number, entry in enumerate(entries):
+        made = max(entry.version, key=lambda stamp: stamp.tick, default=None)
+        older = [one.version for one in entries[number + 1 :] if one.version <= entry.version]
+        seen = [stamp for stamp in entry.version if made and stamp.replica != made.replica]
+        met = [lanes[s.replica] for s in seen if all(v.tick_of(s.replica) < s.tick for v in older)]
+        events.append(Event(lanes[made.replica] if made else 0, met))
+    drawn = rows(events, max(len(lanes), 1))
+    told = versions_text(path, found).splitlines()
+    who = [printable(names.get(one) or f"{one:016x}") for one in lanes]
+    return _graph(who, (f"{row}  {line}" for row, line in zip(drawn, told, strict=True)))
 
 
 def runs_json(found: Sequence[RunShown]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2psync import config, watchfile
+from p2psync.conflicts import open_conflicts
 from p2psync.core.model import Action, Problem, Transition, action_of
 from p2psync.local import LocalReplica
 from p2psync.watchfile import PeerState, State
@@ -51,6 +52,8 @@ class Status:
     peers: list[PeerStatus]
     watch: State | None = None
     """The watch that is running, if one is."""
+    conflicts: int = 0
+    """How many nobody has settled yet."""
 
 
 def parse_age(text: str) -> float:
@@ -95,6 +98,7 @@ def status(root: bytes) -> Status:
             state = watched.get(peer.name)
             peers.append(PeerStatus(peer.name, peer.address, synced_at, len(behind), state))
         shown = sorted((path, action) for path, action in changes.items() if action is not Action.NOTHING)
-        return Status(root, replica.identity.name, [(a, p) for p, a in shown], found.problems, peers, watch)
+        name, count = replica.identity.name, len(open_conflicts(replica))
+        return Status(root, name, [(a, p) for p, a in shown], found.problems, peers, watch, count)
     finally:
         replica.close()

@@ -24,6 +24,7 @@ from tests.cli_support import (
     manifest,
     p2psync,
     pair,
+    replica,
     snapshot,
     write,
 )
@@ -507,3 +508,24 @@ def test_the_permissions_of_the_history_keep_others_out(tmp_path: Path) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in [kept, *kept.rglob("*")] if path.is_dir()} == {
         0o700
     }
+
+
+# -- graphs
+
+
+def test_a_graph_shows_who_met_whom(tmp_path: Path, command: Command) -> None:
+    here, there = pair(tmp_path, {"f": "1\n2\n3\n"})
+    write(here / "f", "one\n2\n3\n")
+    write(there / "f", "1\n2\nthree\n")
+    command(here, "sync", there)
+    lines = command(here, "log", "--graph").out.splitlines()
+    assert lines[0] == "this replica" and lines[1].startswith("| ")
+    assert lines[2].startswith("*-o  20")
+    versions = command(here, "log", "--graph", "f").out.splitlines()
+    assert sorted(line.lstrip("| ") for line in versions[:2]) == sorted(
+        line.split()[-1] for line in versions[:2]
+    )
+    assert "merged" in versions[2] and set(versions[2][:3]) == set("*-o")
+    assert (
+        command(replica(tmp_path / "new"), "log", "--graph").out == "no run has changed anything here yet\n"
+    )

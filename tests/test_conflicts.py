@@ -53,6 +53,29 @@ def test_what_is_open_is_told_with_whose_it_is_on_both_sides(contested: tuple[Pa
     assert "d/f.txt\n" in text and "by this replica" in text and name(there) in text
 
 
+def test_the_status_tells_that_something_is_to_be_settled(contested: tuple[Path, Path]) -> None:
+    here, _ = contested
+    assert "1 conflict to be settled" in p2psync(here, "status").out
+    p2psync(here, "resolve", "--all", "--keep", "ours")
+    assert p2psync(here, "status", "--json").json["conflicts"] == 0
+
+
+def test_a_tool_is_given_what_both_had_and_not_an_edit_in_between(
+    contested: tuple[Path, Path], tmp_path: Path
+) -> None:
+    here, there = contested
+    p2psync(here, "resolve", "--all", "--keep", "theirs")
+    p2psync(here, "sync", there)
+    write(here / "d/f.txt", "in between\n")
+    other = replica(tmp_path / "other")
+    p2psync(here, "sync", other)  # so that the edit in between is a version of its own
+    write(here / "d/f.txt", "ours again\n", mtime_ns=LONG_AGO_NS)
+    write(there / "d/f.txt", "theirs again\n", mtime_ns=LATER)
+    p2psync(here, "sync", there, code=1)
+    p2psync(here, "resolve", "--all", "--tool", tool(tmp_path, "open(merged, 'w').write(open(base).read())"))
+    assert contents(here) == {"d/f.txt": THEIRS.encode()}
+
+
 def name(root: Path) -> str:
     told: str = p2psync(root, "status", "--json").json["name"]
     return told

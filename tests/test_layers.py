@@ -79,7 +79,7 @@ MAY_USE = {  # besides the core, which all may use
     "sync": "errors",
     "config": "errors settings",
     "watchfile": "errors",
-    "status": "config local watchfile",
+    "status": "config conflicts local watchfile",
     "run": "config connect drivers errors facts local peer remote ssh sync watcher",
     "manager": "",
     "hooks": "",

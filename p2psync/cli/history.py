@@ -40,8 +40,9 @@ def _version(text: bytes) -> tuple[bytes, str | None]:
 @click.command("log", epilog=exits(Exit.LOCKED))
 @click.argument("path", required=False, type=click.Path(path_type=bytes))
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Runs shown at most.")
+@click.option("--graph", is_flag=True, help="Draw which replicas met, or whose edits of PATH did.")
 @JSON
-def log(path: bytes | None, limit: int, as_json: bool) -> None:
+def log(path: bytes | None, limit: int, graph: bool, as_json: bool) -> None:
     """Show what syncs did here; with PATH, every version of it that is known.
 
     A sync that changed something here is a run. PATH@RUN names the version that a run took away:
@@ -54,12 +55,16 @@ def log(path: bytes | None, limit: int, as_json: bool) -> None:
     with closing(LocalReplica(root, lock=False)) as replica:
         if path is None:
             found = render_log.runs(replica, limit)
-            click.echo(render_log.runs_json(found) if as_json else render_log.runs_text(found), nl=False)
+            text = render_log.runs_graph if graph else render_log.runs_text
+            click.echo(render_log.runs_json(found) if as_json else text(found), nl=False)
         else:
             place = inside(root, path)
             versions = render_log.versions(replica, place)
-            text = render_log.versions_json if as_json else render_log.versions_text
-            click.echo(text(place, versions), nl=False)
+            if graph and not as_json:
+                click.echo(render_log.versions_graph(replica, place, versions), nl=False)
+                return
+            shown = render_log.versions_json if as_json else render_log.versions_text
+            click.echo(shown(place, versions), nl=False)
 
 
 @click.command(epilog=exits())
