@@ -8,8 +8,8 @@ import sys
 import time
 from typing import NoReturn
 
-INTERRUPTED = 130
-"""As `errors.Exit.INTERRUPTED`, which is not loaded yet."""
+FAILED, INTERRUPTED = 3, 130
+"""As in `errors.Exit`, which is not loaded yet."""
 
 
 def main() -> NoReturn:
@@ -36,8 +36,12 @@ def _exit(code: int) -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:
-        sys.exit(code)  # has its own words for it
+    except BrokenPipeError:
+        pass  # who was to read it has seen enough
+    except OSError as error:
+        if code != FAILED:  # else it was told of already
+            os.write(2, f"p2psync: error: cannot write what there is to say: {error.strerror}\n".encode())
+        os._exit(FAILED)
     os._exit(code)
 
 
