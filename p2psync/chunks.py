@@ -12,7 +12,6 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgspec
 from xxhash import xxh3_64_digest, xxh3_128
@@ -131,6 +130,6 @@ class ChunkLists:
         for name in os.listdir(self._fd):
             with contextlib.suppress(OSError, ValueError):
                 if os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime < old and not is_held(
-                    Digest(bytes.fromhex(Path(name).name))
+                    Digest(bytes.fromhex(name))
                 ):
                     os.unlink(name, dir_fd=self._fd)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from p2psync.core.ignore import hits
 from p2psync.core.merge import merge, union
@@ -57,14 +55,16 @@ def _run(command: str, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> 
     """Have a command merge: it is given three files, and prints the merge; if it fails, there is none."""
     import shlex
     import subprocess
+    import tempfile
 
     with tempfile.TemporaryDirectory(prefix="p2psync-merge-") as folder:
         files = []
         ending = os.path.splitext(os.fsdecode(path))[1]
         for name, text in (("base", base), ("ours", ours), ("theirs", theirs)):
-            files.append(Path(folder, f"{name}{ending}"))
-            files[-1].write_bytes(text)
-        words = [*shlex.split(command), *map(str, files)]
+            files.append(os.path.join(folder, f"{name}{ending}"))
+            with open(files[-1], "wb") as file:
+                file.write(text)
+        words = [*shlex.split(command), *files]
         environment = {**os.environ, "P2PSYNC_PATH": os.fsdecode(path)}
         try:
             done = subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +36,8 @@ def facts(sidecar: bytes) -> Facts:
     Raises:
         OSError: nothing can be written there.
     """
+    import platform
+
     folder = os.path.join(sidecar, b"try-%d" % os.getpid())
     os.mkdir(folder, 0o700)
     try:

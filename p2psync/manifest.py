@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -143,8 +142,8 @@ class Manifest:
                 manifest._db.execute(statement)
             manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
-                ("replica", secrets.randbits(63) or 1),
-                ("epoch", secrets.randbits(63) or 1),
+                ("replica", _random_bits(63) or 1),
+                ("epoch", _random_bits(63) or 1),
                 ("name", name),
                 ("tick", 0),
                 ("seq", 0),
@@ -319,7 +318,7 @@ class Manifest:
         """
         old = ReplicaId(self._number("replica"))
         for key in ("replica", "epoch"):
-            self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (secrets.randbits(63) or 1, key))
+            self._db.execute("UPDATE meta SET value = ? WHERE key = ?", (_random_bits(63) or 1, key))
         stamp = self.next_stamp()
         self.use(stamp)
         renewed = []
@@ -341,7 +340,7 @@ class Manifest:
         """Return a new sequence number, for what this transaction records."""
         self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
         seq = self._number("seq")
-        self._db.execute("INSERT INTO nonce VALUES (?, ?)", (seq, secrets.randbits(63)))
+        self._db.execute("INSERT INTO nonce VALUES (?, ?)", (seq, _random_bits(63)))
         self._db.execute("DELETE FROM nonce WHERE seq = ?", (seq - RECALLED,))
         return seq
 
@@ -865,3 +864,8 @@ def _row(columns: Sequence[Any]) -> Row:
     if mtime_ns is None:
         return Row(entry)
     return Row(entry, Stat(entry.size, mtime_ns, ctime_ns, inode), bool(racy))
+
+
+def _random_bits(count: int) -> int:
+    """Return random bits; `secrets` would take milliseconds to import."""
+    return int.from_bytes(os.urandom(8)) >> (64 - count)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from p2psync.errors import Exit, P2PSyncError
 
@@ -35,7 +34,7 @@ class Address:
     def __str__(self) -> str:
         path = os.fsdecode(self.path)
         if self.host is None:
-            return path if path.isprintable() else f"file://{quote_from_bytes(self.path)}"
+            return path if path.isprintable() else f"file://{_quoted(self.path)}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         login = f"{self.user}@{host}" if self.user else host
         if self.port is None and path.isprintable():
@@ -43,7 +42,7 @@ class Address:
         port = f":{self.port}" if self.port else ""
         start = "" if self.path.startswith(b"/") else "/~/"
         # At its start /~ would mean the home.
-        return f"ssh://{login}{port}{start}{quote_from_bytes(self.path).replace('/~', '/%7E', 1)}"
+        return f"ssh://{login}{port}{start}{_quoted(self.path).replace('/~', '/%7E', 1)}"
 
 
 _HOST = re.compile(r"[A-Za-z0-9_.%:-]+")
@@ -72,7 +71,7 @@ def parse_address(text: str, port: int | None = None) -> Address:
     if text.startswith("file://"):
         if not text.startswith("file:///"):
             raise AddressError(f"{text!r}: a file address has three slashes: file:///path")
-        return _local(text, unquote_to_bytes(os.fsencode(text.removeprefix("file://"))))
+        return _local(text, _unquoted(os.fsencode(text.removeprefix("file://"))))
     if text.startswith("ssh://"):
         return _from_url(text, port)
     scheme = re.match(r"[a-z][a-z0-9+.-]*://", text)
@@ -97,7 +96,7 @@ def _from_url(text: str, port: int | None) -> Address:
     path = match["path"] or ""
     if path.startswith("/~"):
         path = path.removeprefix("/")
-    return _remote(text, match["user"], match["host"], port, unquote_to_bytes(os.fsencode(path)))
+    return _remote(text, match["user"], match["host"], port, _unquoted(os.fsencode(path)))
 
 
 def _local(text: str, path: bytes) -> Address:
@@ -126,3 +125,15 @@ def _from_home(text: str, path: bytes) -> bytes:
         path = path.lstrip(b"/")
         path = b"./" + path if path.startswith(b"~") else path
     return path or b"."
+
+
+def _quoted(path: bytes) -> str:
+    from urllib.parse import quote_from_bytes
+
+    return quote_from_bytes(path)
+
+
+def _unquoted(text: bytes) -> bytes:
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(text)

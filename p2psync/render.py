@@ -21,12 +21,13 @@ from p2psync.core.model import Action, Conflict, Kind, Resolution, Transition, a
 from p2psync.core.paths import printable, shown
 from p2psync.errors import Exit, P2PSyncError
 from p2psync.run import PeerRun, worst
-from p2psync.status import PeerStatus, Status
 from p2psync.sync import Result, Side
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
+
+    from p2psync.status import PeerStatus, Status
 
 ACTION_WORDS = {
     Action.CREATE: "new",

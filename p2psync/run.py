@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -134,7 +133,7 @@ def sync(
                 if last_try:
                     raise
         # All locks are free again here: two runs that hold one lock each and want the other's let go of both.
-        time.sleep(random.uniform(*RETRY_SECONDS))
+        time.sleep(_some_time())
 
 
 def open_when_free(root: bytes, wait: float) -> LocalReplica:
@@ -155,7 +154,7 @@ def open_when_free(root: bytes, wait: float) -> LocalReplica:
         except Locked:
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(random.uniform(*RETRY_SECONDS))
+        time.sleep(_some_time())
 
 
 @dataclass
@@ -260,7 +259,7 @@ def connect_when_free(peer: Peer, root: bytes, options: Options, known: bool) ->
             if known:
                 raise _gone(address) from error
             raise NotAReplica(f"{address} is not a replica: `p2psync sync --create` makes it one") from error
-        time.sleep(random.uniform(*RETRY_SECONDS))
+        time.sleep(_some_time())
 
 
 def _gone(address: Address) -> GuardTripped:
@@ -428,3 +427,9 @@ def _round(
     link.seen = home.newest()
     link.run.sent, link.run.received = link.replica.traffic
     return home_scanned
+
+
+def _some_time() -> float:
+    import random  # costs milliseconds, and is rarely needed
+
+    return random.uniform(*RETRY_SECONDS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -194,7 +193,7 @@ class _Far:
                     if replica.newest() != known:
                         return True
             except Locked:
-                not_before = time.monotonic() + random.uniform(*RETRY_SECONDS)
+                not_before = time.monotonic() + _some_time()
 
 
 def serve_alone(
@@ -324,3 +323,9 @@ def serve_stdio(root: bytes, opener: Opener, create: bool, watched: Watched | No
     source, target = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     return serve_alone(Connection(source, target, "the peer"), root, opener, create, watched)
+
+
+def _some_time() -> float:
+    import random  # costs milliseconds, and is rarely needed
+
+    return random.uniform(*RETRY_SECONDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import click
 
@@ -15,7 +15,8 @@ FILES = {"bash": "p2psync.bash", "zsh": "_p2psync", "fish": "p2psync.fish"}
 @click.argument("shell", type=click.Choice(list(FILES)))
 def completion(shell: str) -> None:
     """Print the completion script for a shell; an installation has put it in its place already."""
-    package = Path(__file__).resolve().parents[1]
-    places = (package / "completions", package.parent / "completions")  # installed; in the repository
-    file = next(folder / FILES[shell] for folder in places if folder.is_dir())
-    click.echo(file.read_text("utf-8"), nl=False)
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    places = (package, os.path.dirname(package))  # installed; in the repository
+    files = (os.path.join(place, "completions", FILES[shell]) for place in places)
+    with open(next(file for file in files if os.path.exists(file)), encoding="utf-8") as script:
+        click.echo(script.read(), nl=False)
