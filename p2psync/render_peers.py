@@ -79,9 +79,13 @@ def tested_json(tested: Tested) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def list_text(peers: Sequence[Peer]) -> str:
-    """Return the configured peers as lines, a tab between name and address."""
-    return "".join(f"{peer.name}\t{peer.address}\n" for peer in peers)
+def list_text(peers: Sequence[Peer], for_people: bool = False) -> str:
+    """Return the configured peers as lines: a tab between name and address, or a table for people."""
+    if not for_people:
+        return "".join(f"{peer.name}\t{peer.address}\n" for peer in peers)
+    rows = [("name", "mode", "address", "only")]
+    rows += [(one.name, one.mode, printable(one.address), printable(" ".join(one.paths))) for one in peers]
+    return columns(rows) if peers else "no peers: `p2psync peer add NAME ADDRESS` adds one\n"
 
 
 def list_json(peers: Sequence[Peer]) -> str:

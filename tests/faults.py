@@ -48,6 +48,8 @@ CHANGED_BY_EACH: Tree = {
     b"link": Link(b"old target"),
     b"kept": b"kept: old\n",
     b"mode": b"mode\n",
+    b"edited": b"".join(b"line %d\n" % number for number in range(30_000)),
+    **{b"many/%d" % number: b"one of many: %d\n" % number for number in range(8)},
 }
 CHANGED_BY_BOTH: Tree = {b"same": b"same\n", MERGED: b"1\n2\n3\n4\n5\n", b"disputed": b"disputed\n"}
 
@@ -77,13 +79,14 @@ def changed(folder: Path) -> None:
 
 
 def _change(root: Path, new: bytes) -> None:
-    for name in ("deleted", "kept", "link", "file to folder", "folder to file", "folder"):
+    for name in ("deleted", "kept", "link", "file to folder", "folder to file", "folder", "many"):
         path = root / name
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (root / "renamed from").rename(root / "renamed to")
     (root / "mode").chmod(0o600)
     made: Tree = {
         b"replaced": new,
+        b"edited": new + CHANGED_BY_EACH[b"edited"],  # type: ignore[operator]
         b"link": Link(b"target of " + new),
         b"file to folder/child": b"in a folder, " + new,
         b"folder to file": b"a file, " + new,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2psync import __version__
-from tests.cli_support import assert_same, contents, p2psync, replica, write
+from tests.cli_support import assert_same, contents, on_terminal, p2psync, replica, write
 from tests.sshd import Sshd
 
 
@@ -88,6 +88,16 @@ def test_a_renamed_peer_keeps_its_settings_its_place_and_its_past(tmp_path: Path
     assert told[1]["address"] == str(there) and told[1]["port"] == 7
     assert "# mine" in config.read_text() and "days = 3" in config.read_text()
     assert p2psync(here, "status", "--json").json["peers"][1]["synced_at"]
+
+
+def test_peers_are_a_table_for_people_and_lines_for_scripts(tmp_path: Path) -> None:
+    here = replica(tmp_path / "here")
+    assert "peer add" in on_terminal(here, "peer", "list").out
+    p2psync(here, "peer", "add", "a", "host:x")
+    p2psync(here, "config", "set", "peer.a.mode", "push")
+    assert p2psync(here, "peer", "list").out == "a\thost:x\n"
+    lines = on_terminal(here, "peer", "list").out.splitlines()
+    assert [line.split() for line in lines] == [["name", "mode", "address", "only"], ["a", "push", "host:x"]]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from p2psync.cli.options import (
     connection_options,
     exits,
     find_root,
+    is_terminal,
 )
 from p2psync.errors import Exit
 
@@ -76,7 +77,8 @@ def peer_list(as_json: bool) -> None:
     from p2psync import config, render_peers
 
     known = config.peers(find_root())
-    click.echo(render_peers.list_json(known) if as_json else render_peers.list_text(known), nl=False)
+    told = render_peers.list_json(known) if as_json else render_peers.list_text(known, is_terminal(1))
+    click.echo(told, nl=False)
 
 
 @peer.command("rename", epilog=exits())
