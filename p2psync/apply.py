@@ -221,7 +221,7 @@ class Applier:
         """Move a file within the tree; it is as it was wherever that fails."""
         row = self._sources[old]
         self._moved[old] = False
-        if row is None:
+        if row is None or not row.entry.same_bytes(wanted):
             raise Refused(_NOT_STAGED)
         target = os.dup(self._parent(new)[0])
         try:
