@@ -20,7 +20,8 @@ sys.path.insert(0, str(HERE.parent))
 from p2psync import settings  # noqa: E402
 from p2psync.cli import cli  # noqa: E402
 
-PEERS, RUNS, FILES, FOLDERS, SETTINGS, NOTHING = "peers", "runs", "files", "folders", "settings", "nothing"
+PEERS, RUNS, FILES, FOLDERS = "peers", "runs", "files", "folders"
+CONFLICTED, SETTINGS, NOTHING = "conflicted", "settings", "nothing"
 _BY_NAME = {
     "PEER-OR-ADDRESS": PEERS,
     "[PEER-OR-ADDRESS]...": PEERS,
@@ -91,6 +92,8 @@ def _values(words: list[str], param: click.Parameter) -> list[str] | str:
         return PEERS
     if words[:1] == ["config"] and param.name == "name":
         return SETTINGS
+    if words in (["resolve"], ["conflicts"]) and param.name == "paths":
+        return CONFLICTED
     if param.name in _FILES:
         return FILES
     return _BY_NAME.get(param.metavar or "", _BY_NAME.get(param.name or "", NOTHING))
@@ -106,6 +109,8 @@ def _line(text: str) -> str:
     return re.split(r"(?<=[a-z)])[.:;] ", line)[0].rstrip(".")
 
 
+UNMARK = r"s/\.sync-conflict-[0-9]\{8\}-[0-9]\{6\}-[A-Z2-7]*\(-[0-9]*\)\{0,1\}//"
+"""Makes the path of a conflict copy that of the file that it is a copy of."""
 SED = r's/^[[:space:]]*\[peer\."\{0,1\}\([^]"]*\)"\{0,1\}\].*/\1/p'
 """Takes the names of peers out of a configuration."""
 
@@ -146,6 +151,11 @@ _p2psync_values() {
         COMPREPLY=($(compgen -W "$words" -- "$cur"; compgen -d -- "$cur"))
         ;;
     runs | settings) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
+    conflicted)
+        compopt -o filenames 2>/dev/null
+        COMPREPLY=($(compgen -G "$cur*.sync-conflict-*" | sed '@UNMARK@' | sort -u))
+        [[ ${COMPREPLY[*]} ]] || COMPREPLY=($(compgen -f -- "$cur"))
+        ;;
     nothing) COMPREPLY=() ;;
     *) COMPREPLY=($(compgen -W "${kind// /$IFS}" -- "$cur")) ;;
     esac
@@ -195,7 +205,11 @@ def bash(found: list[Command]) -> str:
         words = " ".join(sub for sub, _ in command.commands)
         after = words or _words(_main_kind(command))
         cases.append(f"    '{name}') local options='{options}' values='{after}' ;;")
-    text = BASH.replace("@SED@", SED).replace("@SETTINGS@", " ".join(settings.SETTINGS))
+    text = (
+        BASH.replace("@SED@", SED)
+        .replace("@UNMARK@", UNMARK)
+        .replace("@SETTINGS@", " ".join(settings.SETTINGS))
+    )
     for mark, lines in (("@SUBCOMMANDS@", subs), ("@VALUES@", values), ("@COMMANDS@", cases)):
         text = text.replace(mark, "\n".join(lines))
     return text
@@ -229,6 +243,12 @@ _p2psync_runs() {
     (( $#runs )) && compadd -- $runs
 }
 
+_p2psync_conflicted() {
+    local -a copies=(${~PREFIX}*.sync-conflict-*(N)) paths
+    (( $#copies )) && paths=(${(fu)"$(print -rl -- $copies | sed '@UNMARK@')"})
+    if (( $#paths )); then compadd -f -- $paths; else _files; fi
+}
+
 _p2psync_settings() {
     compadd -- @SETTINGS@
 }
@@ -260,7 +280,11 @@ def zsh(found: list[Command]) -> str:
         cases += [f"        {line}" for line in _zsh_body(command)]
         cases.append("        ;;")
     functions = "\n".join(f"    {line}" for line in _zsh_body(found[0]))
-    text = ZSH.replace("@SED@", SED).replace("@SETTINGS@", " ".join(settings.SETTINGS))
+    text = (
+        ZSH.replace("@SED@", SED)
+        .replace("@UNMARK@", UNMARK)
+        .replace("@SETTINGS@", " ".join(settings.SETTINGS))
+    )
     return text.replace("@FUNCTIONS@", functions).replace("@CASES@", "\n".join(cases))
 
 
@@ -303,6 +327,7 @@ def _zsh_action(kind: list[str] | str) -> str:
         FOLDERS: "folder:_path_files -/",
         PEERS: "peer:_p2psync_peers",
         RUNS: "run:_p2psync_runs",
+        CONFLICTED: "file:_p2psync_conflicted",
         SETTINGS: "setting:_p2psync_settings",
     }
     return actions.get(kind, "value: ")
@@ -335,6 +360,15 @@ function __p2psync_runs
     test -d "$folder"; and ls $folder
 end
 
+function __p2psync_conflicted
+    set -l copies (commandline -ct)*.sync-conflict-*
+    if test (count $copies) -gt 0
+        string split '\n' -- $copies | sed '@UNMARK@' | sort -u
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+
 function __p2psync_is
     set -l words (commandline -opc)
     set -l found
@@ -359,7 +393,10 @@ def fish(found: list[Command]) -> str:
     ]
     first = [f"'{sub}'" for sub, _ in found[0].commands]
     lines = [
-        FISH.replace("@SED@", SED).replace("@PAIRS@", " ".join(pairs)).replace("@FIRST@", " ".join(first))
+        FISH.replace("@SED@", SED)
+        .replace("@UNMARK@", UNMARK)
+        .replace("@PAIRS@", " ".join(pairs))
+        .replace("@FIRST@", " ".join(first))
     ]
     for command in found:
         where = (
@@ -391,6 +428,7 @@ def _fish_values(kind: list[str] | str) -> str:
         FOLDERS: " -a '(__fish_complete_directories (commandline -ct))'",
         PEERS: " -a '(__p2psync_peers)'",
         RUNS: " -a '(__p2psync_runs)'",
+        CONFLICTED: " -a '(__p2psync_conflicted)'",
         SETTINGS: f" -a '{' '.join(settings.SETTINGS)}'",
     }
     return found.get(kind, "")

@@ -33,6 +33,11 @@ _p2psync_values() {
         COMPREPLY=($(compgen -W "$words" -- "$cur"; compgen -d -- "$cur"))
         ;;
     runs | settings) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
+    conflicted)
+        compopt -o filenames 2>/dev/null
+        COMPREPLY=($(compgen -G "$cur*.sync-conflict-*" | sed 's/\.sync-conflict-[0-9]\{8\}-[0-9]\{6\}-[A-Z2-7]*\(-[0-9]*\)\{0,1\}//' | sort -u))
+        [[ ${COMPREPLY[*]} ]] || COMPREPLY=($(compgen -f -- "$cur"))
+        ;;
     nothing) COMPREPLY=() ;;
     *) COMPREPLY=($(compgen -W "${kind// /$IFS}" -- "$cur")) ;;
     esac
@@ -166,7 +171,7 @@ _p2psync() {
     'config list') local options='--json -h --help' values='nothing' ;;
     'config set') local options='--user -h --help' values='settings' ;;
     'config unset') local options='--user -h --help' values='settings' ;;
-    'conflicts') local options='--json -h --help' values='files' ;;
+    'conflicts') local options='--json -h --help' values='conflicted' ;;
     'diff') local options='--stat --exit-code -e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --json -h --help' values='peers' ;;
     'fsck') local options='--peer --repair -e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --json -h --help' values='nothing' ;;
     'gc') local options='--days --percent -n --dry-run -h --help' values='nothing' ;;
@@ -179,7 +184,7 @@ _p2psync() {
     'peer remove') local options='-h --help' values='peers' ;;
     'peer rename') local options='-h --help' values='peers' ;;
     'peer test') local options='-e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --json -h --help' values='peers' ;;
-    'resolve') local options='--keep --all --prefer --tool -n --dry-run --json -h --help' values='files' ;;
+    'resolve') local options='--keep --all --prefer --tool -n --dry-run --json -h --help' values='conflicted' ;;
     'restore') local options='--to -n --dry-run --json -h --help' values='files' ;;
     'serve') local options='--create --restrict-to --read-only --append-only -h --help' values='folders' ;;
     'service') local options='-h --help' values='install status uninstall' ;;

@@ -19,6 +19,15 @@ function __p2psync_runs
     test -d "$folder"; and ls $folder
 end
 
+function __p2psync_conflicted
+    set -l copies (commandline -ct)*.sync-conflict-*
+    if test (count $copies) -gt 0
+        string split '\n' -- $copies | sed 's/\.sync-conflict-[0-9]\{8\}-[0-9]\{6\}-[A-Z2-7]*\(-[0-9]*\)\{0,1\}//' | sort -u
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+
 function __p2psync_is
     set -l words (commandline -opc)
     set -l found
@@ -95,7 +104,7 @@ complete -c p2psync -n '__p2psync_is config unset' -s h -l help -d 'Show this me
 complete -c p2psync -n '__p2psync_is config unset' -a 'sync.prefer sync.max-delete sync.lock-wait history.days history.percent ui.color ui.progress hooks.on_change hooks.on_conflict hooks.on_error hooks.shell connection.ssh-command connection.port connection.remote-command connection.reuse connection.compress connection.bwlimit'
 complete -c p2psync -n '__p2psync_is conflicts' -l json -d 'Print one JSON document'
 complete -c p2psync -n '__p2psync_is conflicts' -s h -l help -d 'Show this message and exit'
-complete -c p2psync -n '__p2psync_is conflicts' -F
+complete -c p2psync -n '__p2psync_is conflicts' -a '(__p2psync_conflicted)'
 complete -c p2psync -n '__p2psync_is diff' -l stat -d 'Only tell how much each path differs'
 complete -c p2psync -n '__p2psync_is diff' -l exit-code -d 'End with 1 if there is a difference'
 complete -c p2psync -n '__p2psync_is diff' -s e -l ssh-command -x -d 'The ssh to use'
@@ -173,7 +182,7 @@ complete -c p2psync -n '__p2psync_is resolve' -l tool -x -d 'Merge with a progra
 complete -c p2psync -n '__p2psync_is resolve' -s n -l dry-run -d 'Only show what would be done'
 complete -c p2psync -n '__p2psync_is resolve' -l json -d 'Print one JSON document'
 complete -c p2psync -n '__p2psync_is resolve' -s h -l help -d 'Show this message and exit'
-complete -c p2psync -n '__p2psync_is resolve' -F
+complete -c p2psync -n '__p2psync_is resolve' -a '(__p2psync_conflicted)'
 complete -c p2psync -n '__p2psync_is restore' -l to -r -F -d 'Write it to a new FILE instead'
 complete -c p2psync -n '__p2psync_is restore' -s n -l dry-run -d 'Only show what would be done'
 complete -c p2psync -n '__p2psync_is restore' -l json -d 'Print one JSON document'

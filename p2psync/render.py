@@ -90,7 +90,7 @@ class Silent:
     def begin(self, step: str, files: int = 0, size: int = 0) -> None:
         """A step begins."""
 
-    def advance(self, files: int, size: int) -> None:
+    def advance(self, files: int, size: int, path: bytes = b"") -> None:
         """Something was done."""
 
     def __enter__(self) -> Silent:
@@ -113,6 +113,7 @@ class Plain(Silent):
         self._every = 1.0 if as_json else self._EVERY_SECONDS
         self._step = ("", 0, 0)
         self._done = (0, 0)
+        self._path = b""
         self._told = 0.0
 
     def begin(self, step: str, files: int = 0, size: int = 0) -> None:
@@ -121,10 +122,11 @@ class Plain(Silent):
             self._step, self._done = (step, files, size), (0, 0)
             self._tell()
 
-    def advance(self, files: int, size: int) -> None:
+    def advance(self, files: int, size: int, path: bytes = b"") -> None:
         """Something was done."""
         with self._lock:
             self._done = (self._done[0] + files, self._done[1] + size)
+            self._path = path
             if time.monotonic() - self._told >= self._every:
                 self._tell()
 
@@ -132,7 +134,14 @@ class Plain(Silent):
         self._told = time.monotonic()
         (step, files, size), (done, done_size) = self._step, self._done
         if self._as_json:
-            told = {"step": step, "files": done, "of_files": files, "bytes": done_size, "of_bytes": size}
+            told: dict[str, Any] = {
+                "step": step,
+                "files": done,
+                "of_files": files,
+                "bytes": done_size,
+                "of_bytes": size,
+            }
+            told["path"] = json_path(self._path)
             print(json.dumps(told), file=sys.stderr, flush=True)
             return
         counted = f" {done:,}/{files:,} files" if files else ""
@@ -162,19 +171,22 @@ class Line(Silent):
         self._step = ("", 0, 0)
         self._files = 0
         self._bytes = 0
+        self._path = b""
 
     def begin(self, step: str, files: int = 0, size: int = 0) -> None:
         """A step begins."""
         with self._lock:
             self._step = (step, files, size)
             self._files = self._bytes = 0
+            self._path = b""
             self._show()
 
-    def advance(self, files: int, size: int) -> None:
+    def advance(self, files: int, size: int, path: bytes = b"") -> None:
         """Something was done."""
         with self._lock:
             self._files += files
             self._bytes += size
+            self._path = path
             self._show()
 
     def __exit__(
@@ -193,10 +205,11 @@ class Line(Silent):
         if self._task is None or self._bar.tasks[0].description != step:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(step, total=size or files or None, files="")
+            self._task = self._bar.add_task(step, total=size or files or None, files="", path="")
         counted = f"{self._files:,}/{files:,} files" if files else ""
         counted += f"  {size_of(self._bytes)}/{size_of(size)}" if size else ""
-        self._bar.update(self._task, completed=self._bytes if size else self._files, files=counted)
+        done = self._bytes if size else self._files
+        self._bar.update(self._task, completed=done, files=counted, path=shown(self._path))
 
 
 def _make_bar() -> Bar:
@@ -210,6 +223,7 @@ def _make_bar() -> Bar:
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -224,6 +238,8 @@ def _make_bar() -> Bar:
         TextColumn("{task.fields[files]}"),
         Rate(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[path]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        expand=True,
         console=Console(stderr=True),
         transient=True,
     )

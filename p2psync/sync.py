@@ -72,8 +72,8 @@ class Progress(Protocol):
     def begin(self, step: str, files: int = 0, size: int = 0) -> None:
         """A step begins, of that many files and bytes (0: not known)."""
 
-    def advance(self, files: int, size: int) -> None:
-        """That much more is done."""
+    def advance(self, files: int, size: int, path: bytes = b"") -> None:
+        """That much more is done, and `path` is at hand now, if that is known."""
 
 
 @dataclass
@@ -340,7 +340,8 @@ class Session:
         self._progress.begin("copying", len(rest), sum(content.size for content in rest))
         rest = [*self._take(side)] if self._near else [*self._stage_differences(side, other, rest)]
         if rest:
-            side.replica.stage(self._watched(other.replica.read([content.digest for content in rest])))
+            read = other.replica.read([content.digest for content in rest])
+            side.replica.stage(self._watched(read, side))
 
     def _stage_differences(self, side: Side, other: Side, missing: Sequence[Content]) -> Sequence[Content]:
         """Bring to `side` large contents of which it holds parts; return what it still lacks."""
@@ -358,7 +359,7 @@ class Session:
             found = zip(batch, side.replica.sources(asks), strict=True)
             wants = [Want(content, sources) for content, sources in found if sources]
             if wants:
-                side.replica.stage(self._watched(other.replica.differences(wants)))
+                side.replica.stage(self._watched(other.replica.differences(wants), side))
         return list(self._take(side))
 
     def _take(self, side: Side) -> Iterator[Content]:
@@ -368,12 +369,14 @@ class Session:
             self._progress.advance(taken.files, taken.size)
             yield from taken.lacking
 
-    def _watched(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
+    def _watched(self, batches: Iterable[list[Piece]], side: Side) -> Iterator[list[Piece]]:
+        paths = {step.wanted.digest: step.path for step in side.transitions}
         for batch in batches:
             files = sum(piece.more is not More.MORE for piece in batch)
             size = sum(len(piece.data) for piece in batch)
             self._transferred += size
-            self._progress.advance(files, size + sum(piece.size for piece in batch))
+            path = paths.get(batch[-1].digest, b"") if batch else b""
+            self._progress.advance(files, size + sum(piece.size for piece in batch), path)
             yield batch
 
     # -- apply

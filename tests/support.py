@@ -181,7 +181,7 @@ class Quiet:
     def begin(self, step: str, files: int = 0, size: int = 0) -> None:
         pass
 
-    def advance(self, files: int, size: int) -> None:
+    def advance(self, files: int, size: int, path: bytes = b"") -> None:
         pass
 
 

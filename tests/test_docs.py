@@ -94,6 +94,8 @@ def root(tmp_path: Path) -> Path:
     root = replica(tmp_path / "root", {"sub/file": "1", "letter.txt": "2"})
     p2psync(root, "peer", "add", "laptop", "host:x")
     (root / ".p2psync/history/20261126-101010").mkdir(parents=True)
+    for name in ("disputed.txt", "disputed.sync-conflict-20261126-101010-ABCDEFG.txt"):
+        (root / name).write_text("3")
     return root
 
 
@@ -107,7 +109,8 @@ CASES = [
     ("p2psync undo 2026", "20261126-101010"),
     ("p2psync config set history.d", "history.days"),
     ("p2psync completion z", "zsh"),
-    ("p2psync resolve let", "letter.txt"),
+    ("p2psync resolve dis", "disputed.txt"),
+    ("p2psync restore let", "letter.txt"),
     ("p2psync resolve letter.txt --ke", "--keep"),
     ("p2psync resolve letter.txt --keep th", "theirs"),
 ]
