@@ -50,11 +50,17 @@ def cli(directory: bytes | None, color: str | None, debug: bool) -> None:
         os.chdir(directory)
 
 
-for command in (
-    *(init, clone, peer, sync, watch, service, status, conflicts, resolve, diff, ignore, why, config),
-    *(completion, log, show, restore, undo, gc_command, fsck, serve),
-):
-    cli.add_command(command)
+SECTIONS = {
+    "Begin": (init, clone, peer),
+    "Keep in step": (sync, watch, service, status, diff),
+    "Settle": (conflicts, resolve),
+    "Take back": (log, show, restore, undo, gc_command, fsck),
+    "Set up": (ignore, why, config, completion, serve),
+}
+for section, members in SECTIONS.items():
+    for member in members:
+        cli.add_command(member)
+        cli.sections[str(member.name)] = section
 
 
 def main() -> int:
