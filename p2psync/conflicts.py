@@ -72,7 +72,7 @@ def open_conflicts(replica: LocalReplica) -> list[Open]:
         if loser is None or not loser.alive or loser.kind is Kind.DIRECTORY:
             continue
         path, at = recorded.get(copy, (original(copy), None))
-        if at is None and not _is_copy_of(copy, path, [v.entry for v in manifest.versions(copy)]):
+        if copy not in recorded and not _is_copy_of(copy, path, [v.entry for v in manifest.versions(copy)]):
             continue
         found.append(_open(replica, path, copy, loser, at))
     return sorted(found, key=lambda conflict: (conflict.path, conflict.copy))

@@ -583,10 +583,14 @@ class Manifest:
                 contests[path] = Contest(winners[0].version, not before[0].same_bytes(winners[0]))
         return contests
 
-    def set_aside(self) -> list[tuple[bytes, bytes, int]]:
-        """Return the conflict copies that syncs here made: for which path, where, and when (s since 1970)."""
+    def set_aside(self) -> list[tuple[bytes, bytes, int | None]]:
+        """Return the conflict copies that syncs here made: for which path, where, and when (s since 1970).
+
+        When is None, if the history of that sync was cleaned.
+        """
         found = self._db.execute(
-            "SELECT path, copy, max(at) FROM conflict JOIN run USING (seq) WHERE copy != x'' GROUP BY copy"
+            "SELECT path, copy, max(at) FROM conflict LEFT JOIN run USING (seq)"
+            " WHERE copy != x'' GROUP BY copy"
         )
         return [(path, copy, at) for path, copy, at in found]
 
@@ -612,11 +616,16 @@ class Manifest:
         return [(name, path) for name, path in found]
 
     def forget_runs(self, names: Iterable[str]) -> None:
-        """Forget runs whose history is gone, and the conflicts that they settled."""
+        """Forget runs whose history is gone, and the conflicts that they settled, but for those still open."""
         for name in names:
-            self._db.execute(
-                "DELETE FROM conflict WHERE seq IN (SELECT seq FROM run WHERE name = ?)", (name,)
+            found = self._db.execute(
+                "SELECT path, seq, copy FROM conflict WHERE seq IN (SELECT seq FROM run WHERE name = ?)",
+                (name,),
             )
+            for path, seq, copy in found.fetchall():
+                there = self.entry(copy) if copy else None
+                if there is None or not there.alive:
+                    self._db.execute("DELETE FROM conflict WHERE path = ? AND seq = ?", (path, seq))
             self._db.execute("DELETE FROM run WHERE name = ?", (name,))
 
     def pending(self) -> set[bytes]:

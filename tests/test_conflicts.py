@@ -163,6 +163,17 @@ def test_a_dry_run_changes_nothing(contested: tuple[Path, Path]) -> None:
     assert contents(here) == before
 
 
+def test_an_open_conflict_outlives_the_history_of_its_sync(contested: tuple[Path, Path]) -> None:
+    here, there = contested
+    write(there / "x", "1")
+    p2psync(here, "sync", there, code=None)  # the latest run always stays
+    p2psync(here, "gc", "--percent", "0")
+    (told,) = p2psync(here, "conflicts", "--json", code=1).json["conflicts"]
+    assert told["at"] is None and told["lost_here"]
+    p2psync(here, "resolve", "--all", "--keep", "ours")
+    assert contents(here) == {"d/f.txt": OURS.encode(), "x": b"1"}
+
+
 # -- tools
 
 
