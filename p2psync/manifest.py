@@ -616,7 +616,7 @@ class Manifest:
         return [(name, path) for name, path in found]
 
     def forget_runs(self, names: Iterable[str]) -> None:
-        """Forget runs whose history is gone, and the conflicts that they settled, but for those still open."""
+        """Forget runs whose history is gone, and the conflicts that they settled, but not open ones."""
         for name in names:
             found = self._db.execute(
                 "SELECT path, seq, copy FROM conflict WHERE seq IN (SELECT seq FROM run WHERE name = ?)",

@@ -165,13 +165,14 @@ def test_a_dry_run_changes_nothing(contested: tuple[Path, Path]) -> None:
 
 def test_an_open_conflict_outlives_the_history_of_its_sync(contested: tuple[Path, Path]) -> None:
     here, there = contested
-    write(there / "x", "1")
-    p2psync(here, "sync", there, code=None)  # the latest run always stays
+    for text in ("1", "2"):  # the latest run that keeps something always stays
+        write(there / "x", text)
+        p2psync(here, "sync", there, code=None)
     p2psync(here, "gc", "--percent", "0")
     (told,) = p2psync(here, "conflicts", "--json", code=1).json["conflicts"]
     assert told["at"] is None and told["lost_here"]
     p2psync(here, "resolve", "--all", "--keep", "ours")
-    assert contents(here) == {"d/f.txt": OURS.encode(), "x": b"1"}
+    assert contents(here) == {"d/f.txt": OURS.encode(), "x": b"2"}
 
 
 # -- tools
