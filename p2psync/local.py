@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import fcntl
 import os
 import socket
 import time
-from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,11 +15,10 @@ import msgspec
 from p2psync import history
 from p2psync.apply import Applier, vouched
 from p2psync.bases import Bases
-from p2psync.chunks import ChunkLists, Cutter, cut_file
+from p2psync.chunks import ChunkLists
 from p2psync.collect import Collector
 from p2psync.config import history_limits
 from p2psync.contents import Contents
-from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import (
@@ -40,8 +37,6 @@ from p2psync.core.order import moves
 from p2psync.core.paths import SIDECAR, join, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
-    MAX_PIECES,
-    PIECE_BYTES,
     Applied,
     Ask,
     Change,
@@ -49,7 +44,6 @@ from p2psync.core.replica import (
     Found,
     Identity,
     Mark,
-    More,
     Name,
     Piece,
     Point,
@@ -76,6 +70,7 @@ from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord, Run
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
+from p2psync.sender import Sender
 from p2psync.stage import Stage
 from p2psync.take import take
 
@@ -192,6 +187,7 @@ class LocalReplica:
             self.contents = Contents(self._root, self._manifest, self._bases, self._history)
             self._lists = ChunkLists(sidecar)
             self._close.callback(self._lists.close)
+            self._sender = Sender(self._manifest, self.contents, self._lists)
             self._held = Held(self.contents, self._lists, self._stage.left_over)
             self._close.callback(self._held.close)
             self._collector = Collector(
@@ -471,83 +467,20 @@ class LocalReplica:
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """Yield the contents with these digests, in batches of pieces; see `Replica.read`."""
-        batch: list[Piece] = []
-        size = 0
-        holders = self._manifest.holders(digests)
-        for digest in digests:
-            with self.contents.opened(digest, holders.get(digest, [])) as fd:
-                for piece in self._pieces(digest, fd):
-                    batch.append(piece)
-                    size += len(piece.data)
-                    if size >= PIECE_BYTES:
-                        yield batch
-                        batch, size = [], 0
-        if batch:
-            yield batch
-
-    def _pieces(self, digest: Digest, fd: int | None) -> Iterator[Piece]:
-        """Yield the contents of an open file; remember how a large one is cut: it may be edited one day."""
-        size = os.fstat(fd).st_size if fd is not None else 0
-        if fd is None or size < WORTH_BYTES or self.neighbour is not None:
-            return _pieces(digest, fd)
-        return self._cutting(Content(digest, size), fd)
-
-    def _cutting(self, content: Content, fd: int) -> Iterator[Piece]:
-        unit = unit_of(content.size)
-        cutter = Cutter(unit)
-        for piece in _pieces(content.digest, fd):
-            yield piece
-            collections.deque(cutter.feed(piece.data), maxlen=0)
-        collections.deque(cutter.end(), maxlen=0)
-        self._note_cuts(content.digest, unit, cutter)
+        return self._sender.read(digests, remember=self.neighbour is None)
 
     def cut(self, contents: Sequence[Content]) -> list[Digest]:
         """Return of which contents this replica knows how they are cut; see `Replica.cut`."""
-        return [digest for digest, size in contents if self._lists.get(digest, unit_of(size))]
+        return self._sender.cut(contents)
+
+    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
+        """Yield contents as what differs from what is held there; see `Replica.differences`."""
+        return self._sender.differences(wants)
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Return what is held that contents may be made of; see `Replica.sources`."""
         with _staging():
             return self._held.sources(asks)
-
-    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
-        """Yield contents as what differs from what is held there; see `Replica.differences`."""
-        batch: list[Piece] = []
-        size = 0
-        for want in wants:
-            digest = want.content.digest
-            with self.contents.opened(digest) as fd:
-                for piece in _pieces(digest, fd) if fd is None else self._cut_pieces(want, fd):
-                    batch.append(piece)
-                    size += len(piece.data)
-                    if size >= PIECE_BYTES or len(batch) >= MAX_PIECES:
-                        yield batch
-                        batch, size = [], 0
-        if batch:
-            yield batch
-
-    def _cut_pieces(self, want: Want, fd: int) -> Iterator[Piece]:
-        """Yield a file in pieces, as runs of chunks where a source has them."""
-        digest, unit = want.content.digest, unit_of(want.content.size)
-        known = [self._chunks(source, unit) for source in want.sources]
-        cutter = Cutter(unit)
-        try:
-            for part in parts(cut_file(fd, cutter), Index(known), PIECE_BYTES):
-                yield Piece(digest, part.data, More.MORE, part.source, part.offset, part.size)
-        except OSError:  # cannot be read: the path that wants it becomes a problem
-            yield Piece(digest, b"", More.GONE)
-            return
-        yield Piece(digest, b"", More.LAST)
-        self._note_cuts(digest, unit, cutter)
-
-    def _note_cuts(self, digest: Digest, unit: int, cutter: Cutter) -> None:
-        found, chunks = cutter.result()
-        if found == digest:
-            self._lists.put(digest, unit, chunks)
-
-    def _chunks(self, source: Source, unit: int) -> Chunks:
-        chunks = source.cuts.chunks() if source.cuts else self._lists.get(source.digest, unit)
-        return chunks or Chunks(array("I"), b"")
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
@@ -814,19 +747,3 @@ def _staging() -> Iterator[None]:
         yield
     except OSError as error:
         raise ReplicaError(f"cannot stage what is to be written: {error.strerror}") from error
-
-
-def _pieces(digest: Digest, fd: int | None) -> Iterator[Piece]:
-    """Yield the contents of an open file."""
-    if fd is None:
-        yield Piece(digest, b"", More.GONE)
-        return
-    try:
-        left = os.fstat(fd).st_size
-        while left > PIECE_BYTES:
-            data = os.read(fd, PIECE_BYTES)
-            yield Piece(digest, data, More.MORE)
-            left = left - len(data) if data else 0
-        yield Piece(digest, os.read(fd, left), More.LAST)
-    except OSError:  # cannot be read: the path that wants it becomes a problem
-        yield Piece(digest, b"", More.GONE)

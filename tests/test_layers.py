@@ -38,6 +38,7 @@ MAY_USE = {  # besides the core, which all may use
     "contents": "bases disk history manifest",
     "chunks": "disk",
     "held": "chunks contents disk",
+    "sender": "chunks contents manifest",
     "collect": "bases chunks contents disk history manifest",
     "undo": "disk errors local manifest",
     "render_log": "local render undo",
@@ -64,7 +65,7 @@ MAY_USE = {  # besides the core, which all may use
     "manifest": "database errors",
     "watcher": "scan",
     "local": "apply bases chunks collect config contents disk errors held history manifest root scan stage"
-    " take watcher",
+    " sender take watcher",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",

@@ -1,0 +1,110 @@
+"""Sender: reads contents for the other side: whole, or as what differs from what is held there."""
+
+from __future__ import annotations
+
+import collections
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+
+from p2psync.chunks import ChunkLists, Cutter, cut_file
+from p2psync.contents import Contents
+from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
+from p2psync.core.model import Digest
+from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, Content, More, Piece, Source, Want
+from p2psync.manifest import Manifest
+
+
+class Sender:
+    """Sends what one replica has."""
+
+    def __init__(self, manifest: Manifest, contents: Contents, lists: ChunkLists) -> None:
+        self._manifest = manifest
+        self._contents = contents
+        self._lists = lists
+
+    def read(self, digests: Sequence[Digest], remember: bool) -> Iterator[list[Piece]]:
+        """Yield contents; see `Replica.read`.
+
+        Args:
+            digests: of the contents.
+            remember: how large files are cut: they may be edited one day.
+        """
+        return _batches(self._whole(digests, remember))
+
+    def _whole(self, digests: Sequence[Digest], remember: bool) -> Iterator[Piece]:
+        holders = self._manifest.holders(digests)
+        for digest in digests:
+            with self._contents.opened(digest, holders.get(digest, [])) as fd:
+                size = os.fstat(fd).st_size if fd is not None else 0
+                cutter = Cutter(unit_of(size)) if remember and size >= WORTH_BYTES else None
+                for piece in _pieces(digest, fd):
+                    yield piece
+                    if cutter:
+                        collections.deque(cutter.feed(piece.data), maxlen=0)
+                if cutter:
+                    collections.deque(cutter.end(), maxlen=0)
+                    self._remember(digest, unit_of(size), cutter)
+
+    def cut(self, contents: Sequence[Content]) -> list[Digest]:
+        """Return of which contents it is known how they are cut; see `Replica.cut`."""
+        return [digest for digest, size in contents if self._lists.get(digest, unit_of(size))]
+
+    def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
+        """Yield contents as what differs from what is held there; see `Replica.differences`."""
+        return _batches(piece for want in wants for piece in self._parts(want))
+
+    def _parts(self, want: Want) -> Iterator[Piece]:
+        digest, unit = want.content.digest, unit_of(want.content.size)
+        with self._contents.opened(digest) as fd:
+            if fd is None:
+                yield Piece(digest, b"", More.GONE)
+                return
+            known = [self._chunks(source, unit) for source in want.sources]
+            cutter = Cutter(unit)
+            try:
+                for part in parts(cut_file(fd, cutter), Index(known), PIECE_BYTES):
+                    yield Piece(digest, part.data, More.MORE, part.source, part.offset, part.size)
+            except OSError:  # cannot be read: the path that wants it becomes a problem
+                yield Piece(digest, b"", More.GONE)
+                return
+            yield Piece(digest, b"", More.LAST)
+            self._remember(digest, unit, cutter)
+
+    def _remember(self, digest: Digest, unit: int, cutter: Cutter) -> None:
+        found, chunks = cutter.result()
+        if found == digest:
+            self._lists.put(digest, unit, chunks)
+
+    def _chunks(self, source: Source, unit: int) -> Chunks:
+        chunks = source.cuts.chunks() if source.cuts else self._lists.get(source.digest, unit)
+        return chunks or Chunks(array("I"), b"")
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.data)
+        if size >= PIECE_BYTES or len(batch) >= MAX_PIECES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _pieces(digest: Digest, fd: int | None) -> Iterator[Piece]:
+    """Yield the contents of an open file."""
+    if fd is None:
+        yield Piece(digest, b"", More.GONE)
+        return
+    try:
+        left = os.fstat(fd).st_size
+        while left > PIECE_BYTES:
+            data = os.read(fd, PIECE_BYTES)
+            yield Piece(digest, data, More.MORE)
+            left = left - len(data) if data else 0
+        yield Piece(digest, os.read(fd, left), More.LAST)
+    except OSError:  # cannot be read: the path that wants it becomes a problem
+        yield Piece(digest, b"", More.GONE)
