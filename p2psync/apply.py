@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from p2psync.core.detect import is_racy
+from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition
 from p2psync.core.order import in_order, whole_folders
 from p2psync.core.paths import join, split
@@ -106,6 +107,10 @@ class Applier:
             if folder and self._is_deleted(folder):
                 yield Record(transition.path, Row(transition.wanted), transition.expected)
                 continue
+            if folder and folder.stuck:
+                self._failed.add(transition.path)
+                yield Problem(transition.path, _STUCK)
+                continue
             outcome = self._attempt(transition, row)
             if isinstance(outcome, Problem):
                 self._failed.add(transition.path)
@@ -126,7 +131,9 @@ class Applier:
     def _is_deleted(self, folder: _Folder) -> bool:
         """Move a folder to the history as a whole; False if there is something in it that must stay.
 
-        RACE: what is written to in the instant before it is looked at there is put back with all the rest.
+        It is looked at before, and again when it is there. RACE: what changes in between brings all of it
+        back; who dies in between leaves that in the history. What a process that works in the folder makes in
+        it afterwards, goes with it.
         """
         if folder.is_deleted is None:
             try:
@@ -142,15 +149,22 @@ class Applier:
                 return False
             rows[step.path] = row
         directory, name = self._parent(folder.top)
+        if not _is_whole(name, directory, folder.top, dict(rows)):
+            return False
         shelf, kept = self._history.shelf(folder.top)
         if kept != name:  # what is in it would not be found by its path
             return False
         _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         whole = False
-        with contextlib.suppress(OSError):
-            whole = _is_whole(kept, shelf, folder.top, rows)
-        if not whole:
-            _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+        try:
+            with contextlib.suppress(OSError):
+                whole = _is_whole(kept, shelf, folder.top, rows)
+        finally:  # also for who is interrupted
+            if not whole:
+                try:
+                    _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+                except OSError:
+                    folder.stuck = True
         return whole
 
     def _rows(self, ordered: Sequence[Transition]) -> Iterator[Row | None]:
@@ -160,7 +174,7 @@ class Applier:
     def _attempt(self, transition: Transition, row: Row | None) -> Record | Problem:
         path = transition.path
         if transition.after and not self._failed.isdisjoint(transition.after):
-            return Problem(path, "left alone: its conflict copy could not be made")
+            return Problem(path, "left alone: what has to be done before, like a conflict copy, could not be")
         try:
             return Record(path, self._swap(transition, row), transition.expected)
         except Refused as refused:
@@ -228,6 +242,8 @@ class Applier:
             source, name = self._parent(old)
             made = split(new)[1]
             _check_unchanged(name, source, row)
+            if wanted.size <= MAX_TEXT and hash_file(name, source)[0] != wanted.digest:
+                raise Refused(_NOT_STAGED)  # the disk has lost it
             _write_in(source, lambda: _write_in(target, lambda: rename_new(name, source, made, target)))
             if not _is_expected(made, target, row):
                 _write_in(source, lambda: _write_in(target, lambda: rename_new(made, target, name, source)))
@@ -382,6 +398,11 @@ class _Folder:
     steps: list[Transition]
     is_deleted: bool | None = None
     """None: not tried yet."""
+    stuck: bool = False
+    """It is in the history, changed, and something else is in its place."""
+
+
+_STUCK = "changed as it was deleted, and something new is in its place: what was there is in .p2psync/history"
 
 
 _NOT_STAGED = "its contents changed while they were sent; the next sync will take them"
@@ -439,7 +460,9 @@ def _is_expected(name: bytes, directory: int, row: Row) -> bool:
 
 def _is_whole(name: bytes, directory: int, path: bytes, rows: dict[bytes, Row]) -> bool:
     """Is in a folder that came out of the tree just what was there, `path` as it was called there?"""
-    if lstat(name, directory).st_mode & 0o777 != rows.pop(path).entry.mode:
+    top = lstat(name, directory)
+    device = os.fstat(directory).st_dev
+    if top.st_mode & 0o777 != rows.pop(path).entry.mode or top.st_dev != device:
         return False
     here = Root(os.dup(directory))
     try:
@@ -449,7 +472,7 @@ def _is_whole(name: bytes, directory: int, path: bytes, rows: dict[bytes, Row]) 
                 for entry in found:
                     below = join(folder, os.fsencode(entry.name))
                     row = rows.pop(join(path, below), None)
-                    if row is None or not _is_same(entry, row):
+                    if row is None or not _is_same(entry, row, device):
                         return False
                     if row.entry.kind is Kind.DIRECTORY:
                         folders.append(below)
@@ -462,9 +485,9 @@ def _is_whole(name: bytes, directory: int, path: bytes, rows: dict[bytes, Row]) 
         here.close()
 
 
-def _is_same(found: os.DirEntry[str], row: Row) -> bool:
+def _is_same(found: os.DirEntry[str], row: Row, device: int) -> bool:
     st = found.stat(follow_symlinks=False)
-    if kind_of(st.st_mode) is not row.entry.kind:
+    if kind_of(st.st_mode) is not row.entry.kind or st.st_dev != device:
         return False
     if row.entry.kind is Kind.DIRECTORY:
         return st.st_mode & 0o777 == row.entry.mode

@@ -139,7 +139,7 @@ def remove_peer(root: bytes, name: str) -> None:
     """
     if all(known.name != name for known in peers(root)):
         raise ConfigError(f"there is no peer {name}: `p2psync peer list` shows those that there are")
-    document = _document(settings.root_file(root))
+    document = _own_peer(root, name)
     del document["peer"][name]
     _write(settings.root_file(root), document)
 
@@ -156,12 +156,24 @@ def rename_peer(root: bytes, name: str, new: str) -> None:
     if all(known.name != name for known in peers(root)):
         raise ConfigError(f"there is no peer {name}: `p2psync peer list` shows those that there are")
     _check_free(root, new)
-    document = _document(settings.root_file(root))
+    document = _own_peer(root, name)
     table = tomlkit.table(is_super_table=True)
     for key, value in document["peer"].items():
         table[new if key == name else key] = value
     document["peer"] = table
     _write(settings.root_file(root), document)
+
+
+def _own_peer(root: bytes, name: str) -> Any:  # noqa: ANN401 - tomlkit's document
+    """Return the settings of a replica that hold a peer.
+
+    Raises:
+        ConfigError: they do not: those of the user do.
+    """
+    document = _document(settings.root_file(root))
+    if name not in document.get("peer", {}):
+        raise ConfigError(f"the peer {name} is in {settings.user_file()}, for all replicas: change it there")
+    return document
 
 
 def _check_free(root: bytes, name: str) -> None:
@@ -185,6 +197,9 @@ def set_value(file: str, name: str, text: str) -> None:
     import tomlkit
 
     section, key, setting = _place(name)
+    settings.check(file)
+    if section in settings.TABLES and not text:
+        raise ConfigError(f"say what is to be done with {key}: it is empty")
     try:
         value: Any = settings.parse(setting, text, name) if setting else text
     except settings.SettingsError as error:
@@ -206,6 +221,7 @@ def set_value(file: str, name: str, text: str) -> None:
 def unset_value(file: str, name: str) -> bool:
     """Remove a setting from a file; return False if it was not there; raises as `set_value`."""
     section, key, _ = _place(name)
+    settings.check(file)
     document = _document(file)
     table: Any = document
     for part in section.split(".", 1):

@@ -144,6 +144,20 @@ def newest_is_copy(conflict: Open) -> bool:
     return conflict.winner is None or conflict.loser.mtime_ns > conflict.winner.mtime_ns
 
 
+def one_copy_each(choices: Sequence[tuple[Open, Keep]]) -> list[tuple[Open, Keep]]:
+    """Of several copies of one file that are to be kept, keep the latest only."""
+    latest: dict[bytes, Open] = {}
+    for one, keep in choices:
+        if keep is keep_copy(one, True):
+            known = latest.get(one.path)
+            if known is None or one.loser.mtime_ns > known.loser.mtime_ns:
+                latest[one.path] = one
+    return [
+        (one, keep_copy(one, False) if keep is keep_copy(one, True) and latest[one.path] is not one else keep)
+        for one, keep in choices
+    ]
+
+
 # -- settling
 
 
@@ -183,17 +197,26 @@ def settle(
     steps: list[Transition] = []
     told: list[tuple[Open, str]] = []
     taken: set[bytes] = set()
+    replaced: set[bytes] = set()
     for conflict, keep in choices:
         path, copy = conflict.path, conflict.copy
         now, loser = replica.lookup([Name(path, False), Name(copy, False)]).entries
         if loser is None or not loser.alive:
             continue
         gone = Transition(copy, loser, vanish(loser, stamp))
+        gone_after = Transition(copy, loser, vanish(loser, stamp), (path,))
         keeps_copy = (keep is Keep.OURS) == conflict.lost_here and keep in (Keep.OURS, Keep.THEIRS)
         known = now if now is not None else _NEVER_WAS
+        if keeps_copy or merged is not None:
+            if path in replaced:
+                raise NoConflict(
+                    f"{shown(path)} has several versions set aside: settle them one by one, by their copies,"
+                    " or with --prefer newest"
+                )
+            replaced.add(path)
         if merged is not None:
             entry = _merged(known if known.alive else loser, merged, stamp.tick)
-            steps += [Transition(path, now, again(entry, known, stamp)), gone]
+            steps += [Transition(path, now, again(entry, known, stamp)), gone_after]
             told.append((conflict, "the merged text"))
         elif keep is Keep.BOTH:
             place = _free(replica, path, taken)
@@ -206,7 +229,7 @@ def settle(
                 " --keep ours or theirs"
             )
         elif keeps_copy:
-            steps += [Transition(path, now, again(loser, known, stamp)), gone]
+            steps += [Transition(path, now, again(loser, known, stamp)), gone_after]
             told.append((conflict, keep.value))
         else:
             steps.append(gone)
@@ -223,7 +246,8 @@ def settle(
         for applied in replica.apply("resolve", about):
             problems += applied.problems
     failed = {problem.path for problem in problems}
-    return Settled([one for one in told if one[0].copy not in failed], problems)
+    done = [one for one in told if failed.isdisjoint((one[0].path, one[0].copy))]
+    return Settled(done, problems)
 
 
 _NEVER_WAS = Entry(kind=Kind.TOMBSTONE)

@@ -143,9 +143,13 @@ def sweep(root: Root, top: bytes, keep: Callable[[bytes, bytes, int], bool]) -> 
         keep: told path (from the root), name and directory of each file; what it wants stays.
     """
     folders = [top]
+    device: int | None = None
     for folder in folders:
         with contextlib.suppress(OSError):
             directory = root.directory(folder)
+            device = os.fstat(directory).st_dev if device is None else device
+            if os.fstat(directory).st_dev != device:
+                continue  # another disk is mounted there: what it holds is not ours to remove
             for name in map(os.fsencode, os.listdir(directory)):
                 path = join(folder, name)
                 if stat.S_ISDIR(lstat(name, directory).st_mode):

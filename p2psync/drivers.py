@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from p2psync.core.ignore import hits
 from p2psync.core.merge import merge, union
@@ -48,9 +48,6 @@ class Drivers:
         return next((how for pattern, how in rules if hits(pattern, path)), None)
 
 
-Merger = Callable[[bytes, bytes, bytes, bytes], bytes | None]
-
-
 def _run(command: str, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
     """Have a command merge: it is given three files, and prints the merge; if it fails, there is none."""
     import shlex
@@ -64,7 +61,10 @@ def _run(command: str, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> 
             files.append(os.path.join(folder, f"{name}{ending}"))
             with open(files[-1], "wb") as file:
                 file.write(text)
-        words = [*shlex.split(command), *files]
+        try:
+            words = [*shlex.split(command), *files]
+        except ValueError as error:
+            raise ReplicaError(f"the merge driver {command!r} cannot be split into words: {error}") from error
         environment = {**os.environ, "P2PSYNC_PATH": os.fsdecode(path)}
         try:
             done = subprocess.run(
@@ -74,4 +74,6 @@ def _run(command: str, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> 
             return None
         except OSError as error:
             raise ReplicaError(f"cannot run the merge driver {words[0]}: {error.strerror}") from error
-    return done.stdout if done.returncode == 0 else None
+    if done.returncode or (not done.stdout and (ours or theirs)):  # who prints nothing has not merged
+        return None
+    return done.stdout

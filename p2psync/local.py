@@ -404,7 +404,7 @@ class LocalReplica:
 
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
-        self._moves = moves(transitions)
+        self._moves = self._possible(moves(transitions))
         self._check_room([step for step in transitions if step.path not in self._moves])
         self._manifest.roll_back()
         self._transitions = transitions
@@ -424,6 +424,22 @@ class LocalReplica:
                     if not self._stage_own(content, holders.get(content.digest), content.digest in kept)
                 ]
             return missing
+
+    def _possible(self, moves: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Return the moves that one rename can do: within a file system, from and to folders of our own."""
+        device = os.fstat(self._root.fd).st_dev
+        known: dict[bytes, bool] = {}
+
+        def is_ours(folder: bytes) -> bool:
+            if folder not in known:
+                try:
+                    st = os.fstat(self._root.directory(folder))
+                    known[folder] = st.st_dev == device and os.geteuid() in (0, st.st_uid)
+                except OSError:  # it comes with this run, into one that is there
+                    known[folder] = bool(folder) and is_ours(split(folder)[0])
+            return known[folder]
+
+        return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}
 
     def _check_room(self, transitions: Sequence[Transition]) -> None:
         """Refuse what would fill the disk, before anything is written."""

@@ -55,6 +55,8 @@ class Options:
     """The plan that may delete whatever it does."""
     wanted: Filter = EVERYTHING
     """What the run is about; a peer's own settings count where this says nothing."""
+    mode: Mode | None = None
+    """Which way changes go; None: as the peer's settings say."""
     doubt: bool = False
     """Read every file, whatever its size and times are."""
     plans: Mapping[str, str] | None = None
@@ -172,13 +174,18 @@ class Link:
     """The newest change here that the peer has got."""
 
 
+def _inside(path: str) -> bytes:
+    """Return a path of the settings as one from the root; the root itself is empty."""
+    return os.fsencode(os.path.normpath(path.strip("/") or ".")).removeprefix(b".")
+
+
 def wanted_of(options: Options, peer: Peer) -> Filter:
     """Return what a run is about with a peer: as was asked for, else as is configured for it."""
     asked = options.wanted
     return replace(
         asked,
-        mode=Mode(peer.mode) if asked.mode is Mode.TWO_WAY else asked.mode,
-        within=asked.within or tuple(os.fsencode(path.strip("/")) for path in peer.paths),
+        mode=options.mode or Mode(peer.mode),
+        within=asked.within or tuple(map(_inside, peer.paths)),
         patterns="".join(f"{pattern}\n" for pattern in peer.exclude).encode() + asked.patterns,
     )
 
@@ -390,7 +397,7 @@ def sync_all(
     """
     for link in links:
         home_scanned = _round(home, home_scanned, link, options, progress)
-    for link in links[:-1]:
+    for link in links[:-1] if options.plans is None else ():
         if link.seen < home.newest():
             _round(home, home_scanned, link, options, progress)
 
@@ -414,7 +421,7 @@ def _round(
         limits = (options.max_delete, options.approved or plan, wanted_of(options, link.run.peer))
         result = link.session.round(options.prefer, not options.dry_run, *limits, plan)
         link.run.results.append(result)
-        if result.changed_rules and not options.dry_run:
+        if result.changed_rules and not options.dry_run and options.plans is None:
             link.session.scan(True)
             link.run.results.append(link.session.round(options.prefer, True, *limits))
     except P2PSyncError as error:

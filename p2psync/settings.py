@@ -179,9 +179,7 @@ def parse(setting: Setting, text: str, place: str) -> Any:  # noqa: ANN401 - of 
     value: Any = text
     try:
         if setting.kind is bool:
-            value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
-                text.lower()
-            ]
+            value = _BOOLS[text.lower()]
         elif setting.kind in (int, float):
             value = setting.kind(text)
         elif setting.kind is list:
@@ -210,6 +208,12 @@ def read(file: str) -> dict[str, Any]:
         return {}
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {file}: {error}") from error
+
+
+def check(file: str) -> None:
+    """Raise a SettingsError if something is wrong with a file."""
+    for _ in _of_file(file):
+        pass
 
 
 def _of_file(file: str) -> Iterator[tuple[str, Value]]:

@@ -43,7 +43,7 @@ from p2psync.core.replica import (
     Want,
 )
 from p2psync.core.vector import Stamp
-from p2psync.errors import GuardTripped
+from p2psync.errors import GuardTripped, ReplicaError
 
 BATCH = 5000
 """Paths or contents asked about at once: a message of well under a MiB."""
@@ -85,6 +85,8 @@ class Side:
     scanned: Scanned
     transitions: list[Transition] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    paths: dict[Digest, bytes] = field(default_factory=dict)
+    """Where contents go, for who watches."""
     done: int = 0
     carried_out: bool = False
 
@@ -143,6 +145,7 @@ class Session:
         self._home = home
         self._near = near
         self._drivers = drivers
+        self._driver_problems: list[Problem] = []
         self._replicas: tuple[Replica, Replica] = (home, peer)
         self._progress = progress
         if home.identity.replica == peer.identity.replica:
@@ -196,9 +199,12 @@ class Session:
         self._progress.begin("comparing")
         stamp = self._home.stamp()
         facts = self._exchange(home, peer)
+        self._driver_problems = []
         plan, texts = self._decide(facts, stamp, prefer, wanted.mode is Mode.MIRROR)
-        left_out = choose(plan, wanted, {*home.scanned.mounts, *peer.scanned.mounts})
+        unread = [problem.path for problem in home.scanned.problems]
+        left_out = choose(plan, wanted, {*home.scanned.mounts, *peer.scanned.mounts}, unread)
         home.transitions, peer.transitions = plan.ours, plan.theirs
+        home.problems += self._driver_problems
         sides = (home, peer)
         result = Result(home, peer, plan.conflicts, plan.left, 0, left_out=left_out)
         if plan_wanted or not carry_out:
@@ -206,7 +212,7 @@ class Session:
         if plan_wanted and plan_wanted != result.plan:
             raise GuardTripped(
                 f"something has changed since the plan {plan_wanted} was made: this one is {result.plan}."
-                " Nothing was changed: make a plan anew"
+                " Make a plan anew"
             )
         result.refusal = self._guard(sides, limit, approved)
         if carry_out:
@@ -305,7 +311,11 @@ class Session:
         base, ours, theirs = found
         if base is None or ours is None or theirs is None:
             return None
-        merged = self._drivers.merge(path, base, ours, theirs) if self._drivers else merge(base, ours, theirs)
+        try:
+            merged = (self._drivers.merge if self._drivers else _usual_merge)(path, base, ours, theirs)
+        except ReplicaError as error:
+            merged = None
+            self._driver_problems.append(Problem(path, str(error)))
         if merged is None:
             self._home.keep(question.base, base)
         return merged
@@ -370,12 +380,13 @@ class Session:
             yield from taken.lacking
 
     def _watched(self, batches: Iterable[list[Piece]], side: Side) -> Iterator[list[Piece]]:
-        paths = {step.wanted.digest: step.path for step in side.transitions}
+        if not side.paths:
+            side.paths = {step.wanted.digest: step.path for step in side.transitions}
         for batch in batches:
             files = sum(piece.more is not More.MORE for piece in batch)
             size = sum(len(piece.data) for piece in batch)
             self._transferred += size
-            path = paths.get(batch[-1].digest, b"") if batch else b""
+            path = side.paths.get(batch[-1].digest, b"") if batch else b""
             self._progress.advance(files, size + sum(piece.size for piece in batch), path)
             yield batch
 
@@ -411,6 +422,10 @@ class Session:
             if len(pending) > MANY_LEFT:
                 mark = side.replica.mark(other.identity.replica) or Mark(other.identity.epoch, 0, b"")
             side.replica.acknowledge(other.identity, mark)
+
+
+def _usual_merge(path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
+    return merge(base, ours, theirs)
 
 
 def _no_policy(path: bytes) -> None:

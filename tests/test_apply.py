@@ -7,6 +7,8 @@ import functools
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from p2psync import disk
+from p2psync import apply, disk
 from p2psync.core.model import Entry, Problem, Transition
 from p2psync.core.replica import Name
 from tests.support import (
@@ -828,6 +830,88 @@ def test_of_a_folder_in_which_something_changes_that_stays_and_the_rest_goes(
     assert left == changed
     assert not any(path.startswith(b"d/e/0") for path in snapshot(root))
     assert {problem.path for problem in problems} >= {path for path in changed if path in before}
+
+
+def test_a_folder_that_must_stay_is_not_moved_for_an_instant(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who dies then must not leave what nobody has looked at in the history."""
+    make_tree(root, FOLDER)
+    gone = folder_gone(root)
+    with monkeypatch.context() as patch:
+        seen = renames(patch)
+        carry_out_at(root, gone, meanwhile=lambda: make_tree(root, {b"d/empty/ignored": b"mine"}))
+    assert b"d" not in seen
+    assert snapshot(root)[b"d/empty/ignored"].data == b"mine"
+
+
+def test_an_interrupt_while_a_folder_is_looked_at_puts_it_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, FOLDER)
+    before, gone = snapshot(root), folder_gone(root)
+    real, calls = apply._is_whole, []
+
+    def interrupted(*arguments: object) -> bool:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, "_is_whole", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out_at(root, gone)
+    assert snapshot(root) == before
+
+
+def test_what_is_made_anew_while_a_folder_goes_stays_and_the_old_one_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, FOLDER)
+    gone = folder_gone(root)
+    real, calls = apply._is_whole, []
+
+    def changing(*arguments: object) -> bool:
+        calls.append(arguments)
+        if len(calls) == 2:
+            make_tree(root, {b"d/new": b"new"})
+            return False
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, "_is_whole", changing)
+        problems = carry_out_at(root, gone)
+    assert {problem.path for problem in problems} == set(gone)
+    assert all(".p2psync/history" in problem.why for problem in problems)
+    assert list(snapshot(root)) == [b"d", b"d/new"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts something")
+def test_a_disk_that_is_mounted_in_a_folder_that_goes_is_left_alone(root: Path) -> None:
+    make_tree(root, FOLDER)
+    gone = folder_gone(root)
+    mounted = ["mount", "-t", "tmpfs", "tmpfs", str(root / "d/empty")]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        (root / "d/empty/precious").write_text("precious")
+        carry_out_at(root, gone)
+        assert (root / "d/empty/precious").read_text() == "precious"
+    finally:
+        subprocess.run(["umount", root / "d/empty"], check=True)
+
+
+def test_a_file_whose_bytes_rotted_is_not_moved_as_if_it_were_good(root: Path) -> None:
+    make_tree(root, {b"p": b"old"})
+    stat = (root / "p").stat()
+
+    def rot() -> None:
+        write(os.fsencode(root / "p"), b"rot")
+        os.utime(root / "p", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    problems = carry_out_at(root, moved(), meanwhile=rot)
+    assert [problem.path for problem in problems] == [b"d/q", b"p"]
 
 
 # -- and again: what happens at the same time

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from p2psync.conflicts import Keep, NoConflict, keep_copy, one_copy_each, open_conflicts, settle
 from p2psync.core.contested import makers
 from p2psync.core.model import Entry, Kind
 from p2psync.core.vector import ReplicaId, Stamp, Version
@@ -22,6 +23,7 @@ from tests.cli_support import (
     replica,
     write,
 )
+from tests.support import opened
 
 OURS, THEIRS, BASE = "one\nours\nthree\n", "one\ntheirs\nthree\n", "one\ntwo\nthree\n"
 LATER = LONG_AGO_NS + 10**9
@@ -173,6 +175,35 @@ def test_an_open_conflict_outlives_the_history_of_its_sync(contested: tuple[Path
     assert told["at"] is None and told["lost_here"]
     p2psync(here, "resolve", "--all", "--keep", "ours")
     assert contents(here) == {"d/f.txt": OURS.encode(), "x": b"2"}
+
+
+def test_of_several_copies_one_is_kept(contested: tuple[Path, Path], tmp_path: Path) -> None:
+    here, _ = contested
+    third = replica(tmp_path / "third", {"d/f.txt": "third\n"})
+    os.utime(third / "d/f.txt", ns=(LONG_AGO_NS + 10**8, LONG_AGO_NS + 10**8))
+    p2psync(here, "sync", third, code=1)
+    assert len(p2psync(here, "conflicts", "--json", code=1).json["conflicts"]) == 2
+    with opened(here) as local:
+        local.scan(True)
+        both = [(one, keep_copy(one, True)) for one in open_conflicts(local)]
+        with pytest.raises(NoConflict, match="several versions set aside"):
+            settle(local, both)
+        settled = settle(local, one_copy_each(both))
+    assert len(settled.conflicts) == 2 and not settled.problems
+    assert contents(here) == {"d/f.txt": b"third\n"}
+    assert p2psync(here, "fsck").code == 0
+
+
+def test_a_copy_stays_if_the_file_could_not_be_replaced(contested: tuple[Path, Path]) -> None:
+    here, _ = contested
+    with opened(here) as local:
+        local.scan(True)
+        (conflict,) = open_conflicts(local)
+        write(here / "d/f.txt", "saved meanwhile")
+        settled = settle(local, [(conflict, Keep.OURS)])
+    assert settled.conflicts == [] and len(settled.problems) == 2
+    assert contents(here)["d/f.txt"] == b"saved meanwhile"
+    assert OURS.encode() in contents(here).values()
 
 
 # -- tools

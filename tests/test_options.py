@@ -145,7 +145,7 @@ def test_a_plan_that_does_not_fit_any_more_changes_nothing(roots: tuple[Path, Pa
     plan.write_text(p2psync(here, "sync", "-n", "--json", there).out)
     write(there / "surprise", "!")
     before = contents(here), contents(there)
-    assert "make a plan anew" in p2psync(here, "sync", "--plan", plan, code=4).err
+    assert "Make a plan anew" in p2psync(here, "sync", "--plan", plan, code=4).err
     assert (contents(here), contents(there)) == before
     (there / "surprise").unlink()
     p2psync(here, "sync", "--plan", plan)
@@ -160,6 +160,18 @@ def test_a_plan_lets_through_what_a_guard_would_refuse(tmp_path: Path) -> None:
     plan.write_text(p2psync(here, "sync", "-n", "--json", there, code=4).out)
     p2psync(here, "sync", "--plan", plan)
     assert contents(there) == {}
+
+
+def test_a_plan_is_about_several_peers(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    here = replica(tmp_path / "new", {"f": "1"})
+    for name in ("one", "two"):
+        p2psync(here, "peer", "add", name, replica(tmp_path / name))
+    plan = tmp_path / "plan.json"
+    plan.write_text(p2psync(here, "sync", "-n", "--json").out)
+    write(here / ".p2pignore", "x")
+    (here / ".p2pignore").unlink()
+    p2psync(here, "sync", "--plan", plan)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == {"f": b"1"}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"peers": [{}]}', "\xff"])

@@ -210,11 +210,47 @@ def test_conflicts_end_as_their_names_say(tmp_path: Path) -> None:
     assert len(contents(here)) == 4
 
 
-def test_a_driver_that_is_not_there_is_told_of(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("driver", "why"),
+    [
+        ("/no/such/driver", "cannot run the merge driver /no/such/driver"),
+        ('sh "x', "cannot be split"),
+        ("true", ""),
+    ],
+)
+def test_a_driver_that_does_not_merge_leaves_a_conflict_and_stops_nothing_else(
+    tmp_path: Path, driver: str, why: str
+) -> None:
     here, there = pair(tmp_path, {"f": "base\n"})
-    config(here, "[merge]\n'f' = '/no/such/driver'\n")
+    config(here, f"[merge]\n'f' = '{driver}'\n")
     disputed(here, there, "f", "ours\n", "theirs\n")
-    assert "cannot run the merge driver /no/such/driver" in p2psync(here, "sync", there, code=3).err
+    write(here / "other", "1")
+    assert why in p2psync(here, "sync", there, code=1).err
+    assert contents(there)["other"] == b"1"
+    assert {b"ours\n", b"theirs\n"} <= set(contents(there).values())
+
+
+def test_flags_count_before_the_settings_of_a_peer_and_its_address_is_its_name(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"f": "base", "d/g": "base"})
+    p2psync(here, "peer", "add", "there", there)
+    p2psync(here, "config", "set", "peer.there.mode", "push")
+    p2psync(here, "config", "set", "peer.there.paths", "./d/")
+    p2psync(here, "config", "set", "conflicts.*", "local")
+    write(there / "d/g", "theirs")
+    write(here / "f", "ours")
+    p2psync(here, "sync", there)
+    assert (contents(here)["d/g"], contents(there)["f"]) == (b"base", b"base")
+    p2psync(here, "sync", "--mode", "two-way")
+    assert (contents(here)["d/g"], contents(there)["f"]) == (b"theirs", b"base")
+    write(there / "f", "theirs")
+    p2psync(here, "sync", "--mode", "two-way", "--path", ".", "--prefer", "both", code=1)
+    assert len([name for name in contents(here) if "sync-conflict" in name]) == 1
+
+
+def test_a_peer_of_the_user_is_changed_where_it_is(root: Path) -> None:
+    user(root, "[peer.a]\naddress = 'host:a'\n")
+    assert "for all replicas" in p2psync(root, "peer", "remove", "a", env=of_user(root), code=2).err
+    assert "for all replicas" in p2psync(root, "peer", "rename", "a", "b", env=of_user(root), code=2).err
 
 
 # -- near misses

@@ -82,7 +82,7 @@ def resolve(
     The next sync does so on the other replicas. What goes is in the history; `undo` takes a choice back.
     """
     from p2psync import render_conflicts
-    from p2psync.conflicts import Keep, named, open_conflicts, settle
+    from p2psync.conflicts import Keep, named, one_copy_each, open_conflicts, settle
 
     if every == bool(paths):
         raise click.UsageError("name the paths, or say --all")
@@ -102,7 +102,7 @@ def resolve(
         if keep is not None:
             choices = [(one, Keep(keep)) for one in found]
         elif prefer is not None:
-            choices = [(one, _preferred(replica, one, prefer, root)) for one in found]
+            choices = one_copy_each([(one, _preferred(replica, one, prefer, root)) for one in found])
         else:
             _with_tool(context, replica, found, tool or "", dry_run, as_json)
             return
@@ -164,5 +164,18 @@ def _with_tool(
         part = settle(replica, [(one, Keep.MERGED)], merged)
         settled.conflicts += part.conflicts
         settled.problems += part.problems
+        if part.problems:
+            settled.problems.append(Problem(one.path, f"the merged text is in {_saved(one.path, merged)}"))
     click.echo(render_conflicts.report(settled, dry_run, as_json), nl=False)
     context.exit(settled.exit_code)
+
+
+def _saved(path: bytes, text: bytes) -> str:
+    """Write a text that has no place in the tree to a file of its own; return where."""
+    import tempfile
+
+    stem, ending = os.path.splitext(os.path.basename(os.fsdecode(path)))
+    fd, file = tempfile.mkstemp(ending, f"{stem}.merged-")
+    with open(fd, "wb") as target:
+        target.write(text)
+    return file

@@ -186,11 +186,13 @@ def _unnamed(root: bytes, address: str) -> Peer:
     """
     from dataclasses import replace
 
-    from p2psync.config import ConfigError, unnamed
+    from p2psync.config import ConfigError, peers, unnamed
 
     if "/" not in address and ":" not in address and not os.path.isdir(address):
         raise ConfigError(f"there is no peer and no folder named {address!r}")
-    return replace(unnamed(root, absolute(address)), name=address)
+    place = absolute(address)
+    known = next((peer for peer in peers(root) if peer.address == place), None)
+    return known or replace(unnamed(root, place), name=address)
 
 
 def absolute(text: str) -> str:
@@ -221,11 +223,11 @@ def max_delete_of(found: Settings) -> MaxDelete:
     return parse_max_delete(text) if text is not None else HALF
 
 
-def drivers(found: Settings) -> Drivers | None:
-    """Return the rules about merges and conflicts, None if there are none."""
+def drivers(found: Settings, policies: bool = True) -> Drivers | None:
+    """Return the rules about merges and, with `policies`, about conflicts; None if there are none."""
     from p2psync.drivers import Drivers
 
-    tables = found.table("merge"), found.table("conflicts")
+    tables = found.table("merge"), found.table("conflicts") if policies else {}
     return Drivers(*tables) if any(tables) else None
 
 

@@ -65,7 +65,6 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--mode",
             type=click.Choice(["two-way", "push", "pull", "mirror"]),
-            default="two-way",
             help="Which way changes go. 'push': nothing is changed here; 'pull': nothing on the peer;"
             " 'mirror': the peer becomes as it is here, what it has of its own goes to its history."
             "  [default: two-way]",
@@ -209,6 +208,7 @@ def sync(
         with closing(ssh.Early(() if create else chosen)) as early:
             # These take about as long to import as ssh takes to reach a host near by.
             from p2psync import render, run
+            from p2psync.core.choose import Mode
             from p2psync.core.model import Prefer
 
             options = run.Options(
@@ -219,9 +219,10 @@ def sync(
                 max_delete or max_delete_of(found),
                 approve,
                 wanted,
+                Mode(filters["mode"]) if filters["mode"] else None,
                 checksum,
                 plans,
-                drivers(found),
+                drivers(found, prefer is None),
             )
             with render.progress(progress) as told:
                 runs = run.sync(root, chosen, options, told, _answer(yes, batch), early)
@@ -240,7 +241,7 @@ def sync(
 
 def _filter(
     root: bytes,
-    mode: str,
+    mode: str | None,
     one_file_system: bool,
     max_size: int | None,
     exclude_from: tuple[Any, ...],
@@ -253,8 +254,14 @@ def _filter(
     lines = [file.read().rstrip(b"\n") for file in exclude_from]
     lines += [os.fsencode(pattern) for pattern in exclude] + [b"!" + os.fsencode(one) for one in include]
     is_root = any(os.path.samefile(path, root) for path in paths if os.path.isdir(path))
-    within = () if is_root else tuple(inside(root, path) for path in paths)
-    return Filter(Mode(mode), within, b"".join(line + b"\n" for line in lines), max_size, one_file_system)
+    within = (b"",) if is_root else tuple(inside(root, path) for path in paths)
+    return Filter(
+        Mode(mode or Mode.TWO_WAY),
+        within,
+        b"".join(line + b"\n" for line in lines),
+        max_size,
+        one_file_system,
+    )
 
 
 def _read_plans(file: Any) -> dict[str, str]:  # noqa: ANN401 - a binary file

@@ -103,7 +103,7 @@ def watch(
         Prefer(prefer or found["sync.prefer"]),
         lock_wait=LOCK_WAIT,
         max_delete=max_delete_of(found),
-        drivers=drivers(found),
+        drivers=drivers(found, prefer is None),
     )
     watching = Watch(
         root, chosen, options, Settings(settle, poll or 0, full_every), tell, Silent(), Manager()

@@ -60,7 +60,9 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
 
 
-def choose(plan: Plan, wanted: Filter, mounts: Collection[bytes] = ()) -> list[bytes]:
+def choose(
+    plan: Plan, wanted: Filter, mounts: Collection[bytes] = (), unread: Collection[bytes] = ()
+) -> list[bytes]:
     """Take out of a plan what a run is not about; return these paths.
 
     What belongs together stays together: a conflict copy and what displaces its original are carried out both
@@ -70,14 +72,18 @@ def choose(plan: Plan, wanted: Filter, mounts: Collection[bytes] = ()) -> list[b
         plan: what is to be done; it is changed.
         wanted: what the run is about.
         mounts: directories on which something is mounted, on either side.
+        unread: what could not be read here: a mirror must not take it for what is not there (I6).
     """
-    if not wanted.is_partial:
+    hidden = unread if wanted.mode is Mode.MIRROR else ()
+    if not wanted.is_partial and not hidden:
         return []
     admits = _admits(wanted, mounts)
     steps: dict[bytes, list[Transition]] = {}
     for step in (*plan.ours, *plan.theirs):
         steps.setdefault(step.path, []).append(step)
     out = {path for path, both in steps.items() if not all(map(admits, both))}
+    if hidden:
+        out |= {path for path in steps if any(is_within(path, folder) for folder in hidden)}
     if wanted.mode is Mode.PUSH:
         out |= _changed(plan.ours)
     elif wanted.mode is Mode.PULL:
@@ -165,4 +171,8 @@ def _ways(steps: Mapping[bytes, list[Transition]], out: set[bytes]) -> set[bytes
         if path not in out and any(step.wanted.alive for step in both)
         for folder in ancestors(path)
     }
-    return {path for path in needed & out if not any(map(_displaces_file, steps.get(path, ())))}
+    return {path for path in needed & out if all(map(_is_new, steps.get(path, ())))}
+
+
+def _is_new(step: Transition) -> bool:
+    return step.expected is None or not step.expected.alive

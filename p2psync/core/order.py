@@ -91,6 +91,7 @@ def moves(transitions: Iterable[Transition]) -> dict[bytes, bytes]:
         if sources and step.path not in copies:
             name = split(step.path)[1]
             same = next((path for path in sources if split(path)[1] == name), sources[0])
-            sources.remove(same)
-            found[step.path] = same
+            if same.lower() != step.path.lower():  # else some file systems take both for one
+                sources.remove(same)
+                found[step.path] = same
     return found

@@ -69,6 +69,18 @@ def test_push_and_pull_change_one_side_only() -> None:
     assert left(Filter(Mode.PULL), *theirs, ours=ours) == [b"b", b"j", b"j"]
 
 
+def test_a_folder_that_is_there_is_not_changed_for_what_comes_into_it() -> None:
+    mode = Transition(b"d", directory(0o755), directory(0o700))
+    assert left(Filter(Mode.PUSH), new(b"d/f"), ours=(mode,)) == [b"d/f"]
+    assert left(Filter(within=(b"d/f",)), new(b"d/f"), mode) == [b"d/f"]
+
+
+def test_a_mirror_leaves_what_could_not_be_read() -> None:
+    plan = Plan(theirs=[gone(b"d/a"), gone(b"b")])
+    assert choose(plan, Filter(Mode.MIRROR), unread=[b"d"]) == [b"d/a"]
+    assert paths(plan.theirs) == [b"b"]
+
+
 def test_a_conflict_waits_for_a_run_that_may_change_both_sides() -> None:
     """Here the other side loses: its version has to be set aside on both."""
     copy = new(b"f.copy")

@@ -55,6 +55,10 @@ def test_a_move_is_of_a_file_that_goes_to_one_with_the_same_contents_that_comes(
         assert not coming.after and not going.after and new not in copies
 
 
+def test_a_change_of_case_is_no_move() -> None:
+    assert moves([Transition(b"Foo", FILE, GONE), Transition(b"foo", None, FILE)]) == {}
+
+
 def test_of_several_files_the_one_of_the_same_name_is_moved() -> None:
     going = [Transition(path, FILE, GONE) for path in (b"a/x", b"a/y", b"a/z")]
     coming = [Transition(b"b/y", None, FILE), Transition(b"b/n", GONE, FILE)]
