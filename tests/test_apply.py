@@ -19,6 +19,7 @@ import pytest
 from p2psync import apply, disk
 from p2psync.core.model import Entry, Problem, Transition
 from p2psync.core.replica import Name
+from p2psync.history import History, Shelf
 from tests.support import (
     OLD_NS,
     Link,
@@ -900,6 +901,50 @@ def test_a_disk_that_is_mounted_in_a_folder_that_goes_is_left_alone(root: Path) 
         assert (root / "d/empty/precious").read_text() == "precious"
     finally:
         subprocess.run(["umount", root / "d/empty"], check=True)
+
+
+def test_a_racy_file_in_a_folder_that_goes_is_read(root: Path) -> None:
+    """Its stat cannot tell that it was written to: it must not go with the folder."""
+    now = time.time_ns()
+    make_tree(root, FOLDER, now)
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        known = {path: entry for path, entry in entries(replica).items() if path.startswith(b"d")}
+        make_tree(root, {b"d/e/3": b"X"}, now)
+        for path in (b"d/e/%d" % number for number in range(9)):
+            st = os.stat(os.path.join(os.fsencode(root), path))
+            replica._manifest._db.execute(
+                "UPDATE entry SET stat_ctime_ns = ? WHERE name = ?", (st.st_ctime_ns, path[-1:])
+            )
+        _, problems = carry_out(
+            replica, [Transition(path, entry, tombstone(version(9))) for path, entry in known.items()]
+        )
+    assert snapshot(root)[b"d/e/3"].data == b"X"
+    assert b"d/e/3" in {problem.path for problem in problems}
+
+
+def test_a_folder_of_other_permissions_is_not_the_one_that_goes(root: Path) -> None:
+    make_tree(root, FOLDER)
+    problems = carry_out_at(root, folder_gone(root), meanwhile=lambda: (root / "d").chmod(0o700))
+    assert b"d" in {problem.path for problem in problems}
+    assert snapshot(root)[b"d"].mode == 0o700
+
+
+def test_a_folder_whose_place_in_the_history_is_taken_goes_file_by_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, FOLDER)
+    gone = folder_gone(root)
+    real = History.shelf
+
+    def taken(self: History, path: bytes) -> Shelf:
+        shelf = real(self, path)
+        return shelf._replace(name=shelf.name + b"~1") if path == b"d" else shelf
+
+    monkeypatch.setattr(History, "shelf", taken)
+    assert carry_out_at(root, gone) == []
+    assert {b"%d" % number for number in range(9)} <= set(history(root))
+    assert not list((root / ".p2psync/history").glob("*/d~1"))
 
 
 def test_a_file_whose_bytes_rotted_is_not_moved_as_if_it_were_good(root: Path) -> None:

@@ -12,6 +12,7 @@ from p2psync.conflicts import Keep, NoConflict, keep_copy, one_copy_each, open_c
 from p2psync.core.contested import makers
 from p2psync.core.model import Entry, Kind
 from p2psync.core.vector import ReplicaId, Stamp, Version
+from p2psync.errors import ReplicaError
 from tests.cli_support import (
     LONG_AGO_NS,
     assert_same,
@@ -192,6 +193,18 @@ def test_of_several_copies_one_is_kept(contested: tuple[Path, Path], tmp_path: P
     assert len(settled.conflicts) == 2 and not settled.problems
     assert contents(here) == {"d/f.txt": b"third\n"}
     assert p2psync(here, "fsck").code == 0
+
+
+def test_a_version_that_cannot_be_had_is_not_taken_for_kept(contested: tuple[Path, Path]) -> None:
+    _, there = contested
+    with opened(there) as local:
+        local.scan(True)
+        (conflict,) = open_conflicts(local)
+        write(there / os.fsdecode(conflict.copy), "saved meanwhile")
+        with pytest.raises(ReplicaError, match="changed meanwhile"):
+            settle(local, [(conflict, Keep.THEIRS)])
+    assert contents(there)["d/f.txt"] == THEIRS.encode()
+    assert b"saved meanwhile" in contents(there).values()
 
 
 def test_a_copy_stays_if_the_file_could_not_be_replaced(contested: tuple[Path, Path]) -> None:
