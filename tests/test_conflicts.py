@@ -195,15 +195,18 @@ def test_of_several_copies_one_is_kept(contested: tuple[Path, Path], tmp_path: P
     assert p2psync(here, "fsck").code == 0
 
 
-def test_a_version_that_cannot_be_had_is_not_taken_for_kept(contested: tuple[Path, Path]) -> None:
-    _, there = contested
+def test_a_version_that_cannot_be_had_is_not_taken_for_kept(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"f": b"\0base"})
+    write(here / "f", b"\0ours", mtime_ns=LONG_AGO_NS)
+    write(there / "f", b"\0theirs", mtime_ns=LATER)
+    p2psync(here, "sync", there, code=1)
     with opened(there) as local:
         local.scan(True)
         (conflict,) = open_conflicts(local)
         write(there / os.fsdecode(conflict.copy), "saved meanwhile")
         with pytest.raises(ReplicaError, match="changed meanwhile"):
             settle(local, [(conflict, Keep.THEIRS)])
-    assert contents(there)["d/f.txt"] == THEIRS.encode()
+    assert contents(there)["f"] == b"\0theirs"
     assert b"saved meanwhile" in contents(there).values()
 
 
