@@ -20,7 +20,7 @@ from typing import TypeVar
 from p2psync.core.detect import is_racy
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition
-from p2psync.core.order import in_order, whole_folders
+from p2psync.core.order import Move, in_order, moved_folders, whole_folders
 from p2psync.core.paths import join, split
 from p2psync.disk import (
     Root,
@@ -79,6 +79,8 @@ class Applier:
         """Of what is to be moved."""
         self._moved: dict[bytes, bool] = {}
         """What was, and what could not be."""
+        self._came: dict[bytes, Row] = {}
+        """What was moved with its folder, as it is at its new place."""
         self._failed: set[bytes] = set()
         self._made: list[tuple[bytes, Entry]] = []
         self._arrived: dict[bytes, int] = {}
@@ -87,35 +89,47 @@ class Applier:
     def run(self, transitions: Iterable[Transition]) -> Iterator[Record | Problem]:
         """Carry out `transitions`; yield an outcome for each, in the order in which they were done."""
         self._root.forget()  # what the scan held open may have been moved away
-        away = list(self._moves.values())
-        self._sources = dict(zip(away, self._rows_of(away), strict=True)) if away else {}
         ordered = in_order(transitions)
-        rows = self._rows(ordered)
         copies = {path for transition in ordered for path in transition.after}
         folders = self._whole_folders(ordered)
+        moving = moved_folders(ordered, self._moves)
+        together = folders.keys() | {
+            step.path for moved in moving.values() for move in moved for step in move
+        }
+        rows = self._rows([step for step in ordered if step.path not in together])
+        away = [old for new, old in self._moves.items() if new not in together]
+        self._sources = dict(zip(away, self._rows_of(away), strict=True)) if away else {}
         unsynced = False
-        for transition, row in zip(ordered, rows, strict=True):
+        for transition in ordered:
+            path = transition.path
+            row = next(rows) if path not in together else None
             if transition.after and unsynced:  # I3 holds for power cuts too
                 sync_file_system(self._root.fd)
                 unsynced = False
-            unsynced |= transition.path in copies
-            foreseen = self._foreseen.get(transition.path)
-            if foreseen is not None and split(transition.path)[0] in self._arrived:
-                yield Record(transition.path, foreseen)
+            unsynced |= path in copies
+            if path in self._foreseen and split(path)[0] in self._arrived:
+                yield Record(path, self._foreseen[path])
                 continue
-            folder = folders.get(transition.path)
-            if folder and self._is_deleted(folder):
-                yield Record(transition.path, Row(transition.wanted), transition.expected)
-                continue
-            if folder and folder.stuck:
-                self._failed.add(transition.path)
-                yield Problem(transition.path, _STUCK)
-                continue
-            outcome = self._attempt(transition, row)
+            if path in moving:
+                self._move_folder(moving[path])
+            outcome = self._with_folder(transition, folders.get(path)) if path in together else None
+            if outcome is None:
+                if path in together:
+                    (row,) = self._rows_of([path])
+                outcome = self._attempt(transition, row)
             if isinstance(outcome, Problem):
-                self._failed.add(transition.path)
+                self._failed.add(path)
             yield outcome
         self._finish_directories()
+
+    def _with_folder(self, transition: Transition, folder: _Folder | None) -> Record | Problem | None:
+        """Return what became of a path as its folder went, or moved, as a whole; None if that did not."""
+        path, expected, wanted = transition.path, transition.expected, transition.wanted
+        if path in self._came:
+            return Record(path, self._came[path], expected)
+        if self._moved.get(path) or (folder and self._is_deleted(folder)):
+            return Record(path, Row(wanted), expected)
+        return Problem(path, _STUCK) if folder and folder.stuck else None
 
     def _whole_folders(self, ordered: Sequence[Transition]) -> dict[bytes, _Folder]:
         """Return which folder goes away as a whole, by each path in it."""
@@ -143,13 +157,9 @@ class Applier:
         return folder.is_deleted
 
     def _put_folder_away(self, folder: _Folder) -> bool:
-        rows: dict[bytes, Row] = {}
-        for step, row in zip(folder.steps, self._rows(folder.steps), strict=True):
-            if row is None or row.entry != step.expected or row.racy:
-                return False
-            rows[step.path] = row
+        rows = self._as_expected(folder.steps)
         directory, name = self._parent(folder.top)
-        if not _is_whole(name, directory, folder.top, dict(rows)):
+        if rows is None or not _is_whole(name, directory, folder.top, rows):
             return False
         shelf, kept = self._history.shelf(folder.top)
         if kept != name:  # what is in it would not be found by its path
@@ -166,6 +176,47 @@ class Applier:
                 except OSError:
                     folder.stuck = True
         return whole
+
+    def _move_folder(self, together: Sequence[Move]) -> None:
+        """Move a folder as a whole; what is in it is moved one by one where that cannot be.
+
+        It is looked at before, and again when it is there; RACE: see `_is_deleted`.
+        """
+        gone, made = zip(*together, strict=True)
+        rows = self._as_expected(gone)
+        there = self._rows(made)
+        if rows is None or any(
+            (row and row.entry) != step.expected for step, row in zip(made, there, strict=True)
+        ):
+            return
+        old, new = gone[0].path, made[0].path
+        with contextlib.suppress(OSError):
+            target = os.dup(self._parent(new)[0])
+            try:
+                source, name = self._parent(old)
+                there_name = split(new)[1]
+                if not _is_whole(name, source, old, rows):
+                    return
+                _rename_between(name, source, there_name, target)
+                if not _is_whole(there_name, target, old, rows):
+                    _rename_between(there_name, target, name, source)
+                    return
+            finally:
+                os.close(target)
+            self._moved.update(dict.fromkeys(rows, True))
+            self._came.update(
+                (step.path, row._replace(entry=step.wanted))
+                for step, row in zip(made, rows.values(), strict=True)
+            )
+
+    def _as_expected(self, steps: Sequence[Transition]) -> dict[bytes, Row] | None:
+        """Return the rows of what is to go, None if a file among it has to be looked at first."""
+        rows: dict[bytes, Row] = {}
+        for step, row in zip(steps, self._rows(steps), strict=True):
+            if row is None or row.entry != step.expected or row.racy:
+                return None
+            rows[step.path] = row
+        return rows
 
     def _rows(self, ordered: Sequence[Transition]) -> Iterator[Row | None]:
         for start in range(0, len(ordered), _BATCH):
@@ -233,6 +284,8 @@ class Applier:
 
     def _move(self, old: bytes, new: bytes, wanted: Entry) -> Row:
         """Move a file within the tree; it is as it was wherever that fails."""
+        if old not in self._sources:  # it was to move with its folder
+            (self._sources[old],) = self._rows_of([old])
         row = self._sources[old]
         self._moved[old] = False
         if row is None or not row.entry.same_bytes(wanted):
@@ -244,9 +297,9 @@ class Applier:
             _check_unchanged(name, source, row)
             if wanted.size <= MAX_TEXT and hash_file(name, source)[0] != wanted.digest:
                 raise Refused(_NOT_STAGED)  # the disk has lost it
-            _write_in(source, lambda: _write_in(target, lambda: rename_new(name, source, made, target)))
+            _rename_between(name, source, made, target)
             if not _is_expected(made, target, row):
-                _write_in(source, lambda: _write_in(target, lambda: rename_new(made, target, name, source)))
+                _rename_between(made, target, name, source)
                 raise Refused("was changed while it was to be moved")
             self._moved[old] = True
             if row.entry.mode != wanted.mode:
@@ -458,8 +511,9 @@ def _is_expected(name: bytes, directory: int, row: Row) -> bool:
     return row.stat is not None and stat_of(st)._replace(ctime_ns=row.stat.ctime_ns) == row.stat
 
 
-def _is_whole(name: bytes, directory: int, path: bytes, rows: dict[bytes, Row]) -> bool:
-    """Is in a folder that came out of the tree just what was there, `path` as it was called there?"""
+def _is_whole(name: bytes, directory: int, path: bytes, expected: Mapping[bytes, Row]) -> bool:
+    """Is in a folder just what should be, `path` as it is called in the tree?"""
+    rows = dict(expected)
     top = lstat(name, directory)
     device = os.fstat(directory).st_dev
     if top.st_mode & 0o777 != rows.pop(path).entry.mode or top.st_dev != device:
@@ -576,6 +630,11 @@ def _write_in(directory: int, action: Callable[[], _T]) -> _T:
             return action()
         finally:
             os.fchmod(directory, mode)
+
+
+def _rename_between(name: bytes, source: int, made: bytes, target: int) -> None:
+    """Rename from one directory into another, write-protected or not; never over anything."""
+    _write_in(source, lambda: _write_in(target, lambda: rename_new(name, source, made, target)))
 
 
 def _explain(error: OSError) -> str:

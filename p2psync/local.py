@@ -62,7 +62,6 @@ from p2psync.disk import (
     exists,
     is_open,
     rename_new,
-    sync_file_system,
 )
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
 from p2psync.held import Held
@@ -476,7 +475,6 @@ class LocalReplica:
         with _staging():
             if self.neighbour is not None:
                 for files, size in take(self._stage, self._bases, self._sidecar, self.neighbour):
-                    self._foresee()
                     yield Taken(files, size)
             for start in range(0, len(lacking := self._stage.lacking()), BATCH):
                 yield Taken(0, 0, lacking[start : start + BATCH])
@@ -557,7 +555,9 @@ class LocalReplica:
         now = time.time()
         run = history.begin_run(self._history, self._manifest.has_run, now)
         self._stage.finish_directories()
-        sync_file_system(self._root.fd)
+        wait_for_disk = begin_sync(self._root.fd)
+        self._foresee()
+        wait_for_disk()
         records: list[Record] = []
         problems: list[Problem] = []
         told = 0

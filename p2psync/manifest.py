@@ -50,7 +50,7 @@ CREATE TABLE remembered (
     path BLOB NOT NULL, seq INTEGER NOT NULL, born INTEGER NOT NULL,
     kind INTEGER NOT NULL, version BLOB NOT NULL, revision INTEGER NOT NULL, digest BLOB NOT NULL,
     size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, target BLOB NOT NULL,
-    PRIMARY KEY (path, version)) WITHOUT ROWID;
+    UNIQUE (path, version));
 CREATE INDEX remembered_digest ON remembered (digest) WHERE kind = 1;
 CREATE INDEX remembered_seq ON remembered (seq);
 CREATE INDEX remembered_born ON remembered (born);
@@ -437,19 +437,23 @@ class Manifest:
     def record_under(self, seq: int, records: Sequence[Record]) -> None:
         """Write rows under a number that this transaction has taken; see `record`."""
         superseded = [
-            record.path
+            record
             for record in records
             if record.replaces and record.replaces.version != record.row.entry.version
         ]
         self._db.executemany(
             f"INSERT OR REPLACE INTO remembered (path, seq, born, {_ENTRY})"
             f" SELECT ?1, ?2, born, {_ENTRY} FROM entry WHERE directory = ?3 AND name = ?4",
-            ((path, seq, self._directory_id(split(path)[0]), split(path)[1]) for path in superseded),
+            (
+                (path, seq, self._directory_id(folder), name)
+                for path, _, _ in superseded
+                for folder, name in (split(path),)
+            ),
         )
         self._db.executemany(
             "DELETE FROM remembered WHERE path = ?1 AND seq <="
             " (SELECT seq FROM remembered WHERE path = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-            ((path, REMEMBERED) for path in superseded),
+            ((path, REMEMBERED) for path, row, _ in superseded if row.entry.revision > REMEMBERED),
         )
         self._db.executemany(
             "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",

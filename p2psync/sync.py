@@ -260,16 +260,14 @@ class Session:
         """Gather both sides' entries for every path on which they may differ."""
         ours, ours_pending = _changes(home, peer)
         theirs, theirs_pending = _changes(peer, home)
-        pending = dict.fromkeys([*ours_pending, *theirs_pending])
-        names: dict[bytes, Name] = {path: Name(path, False) for path in pending}
-        for changes in (ours, theirs):
-            names.update({path: Name(path, entry.kind is Kind.DIRECTORY) for path, entry in changes.items()})
+        paths = dict.fromkeys([*ours_pending, *theirs_pending, *ours, *theirs])
         ignored: set[bytes] = set()
-        for side, known in ((home, ours), (peer, theirs)):
-            unknown = [name for path, name in names.items() if path not in known]
+        for side, known, others in ((home, ours, theirs), (peer, theirs, ours)):
+            unknown = [path for path in paths if path not in known]
             if unknown and (side.replica.newest() or side.scanned.rules):  # else it knows nothing
-                ignored |= _look_up(side.replica, unknown, known)
-        pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in names if path not in ignored}
+                names = [Name(path, _is_folder(others.get(path))) for path in unknown]
+                ignored |= _look_up(side.replica, names, known)
+        pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in paths if path not in ignored}
         return Facts(pairs, contests=self._home.contests() if pairs else {})
 
     # -- reconcile
@@ -430,6 +428,10 @@ def _usual_merge(path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes 
 
 def _no_policy(path: bytes) -> None:
     return None
+
+
+def _is_folder(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 def _differ(pair: Pair) -> bool:

@@ -52,8 +52,8 @@ CANARIES = (
     _canary(
         "skip fsync",
         "p2psync/local.py",
-        "        self._stage.finish_directories()\n        sync_file_system(self._root.fd)\n",
-        "        self._stage.finish_directories()\n",
+        "        self._foresee()\n        wait_for_disk()\n",
+        "        self._foresee()\n",
         "tests/test_durable.py",
     ),
     _canary(

@@ -226,8 +226,7 @@ def scanned(root: Path) -> dict[bytes, Entry]:
 
 def do_not_wait_for_disk(patch: pytest.MonkeyPatch) -> None:
     """Leave out what only a power cut would tell from nothing: fsync is most of the time of a small sync."""
-    for module in ("local", "apply"):
-        patch.setattr(f"p2psync.{module}.sync_file_system", lambda fd: None)
+    patch.setattr("p2psync.apply.sync_file_system", lambda fd: None)
     patch.setattr("p2psync.disk.sync_file_system", lambda fd: None)
     patch.setattr("p2psync.database.SYNCHRONOUS", "OFF")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from p2psync import apply, disk
 from p2psync.core.model import Entry, Problem, Transition
@@ -888,6 +889,82 @@ def test_what_is_made_anew_while_a_folder_goes_stays_and_the_old_one_is_named(
     assert list(snapshot(root)) == [b"d", b"d/new"]
 
 
+def folder_moved(root: Path) -> dict[bytes, Entry]:
+    """What is wanted when `d` becomes `other/n`."""
+    there = {
+        b"other/n" + path[1:]: structs.replace(entry, version=version(9))
+        for path, entry in scanned(root).items()
+        if path.startswith(b"d")
+    }
+    return folder_gone(root) | there
+
+
+@pytest.mark.usefixtures("any_system")
+def test_a_folder_that_moves_is_renamed_with_all_that_is_in_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, FOLDER | {b"other": None})
+    before, wanted = snapshot(root), folder_moved(root)
+    inode = (root / "d/e/3").stat().st_ino
+    with monkeypatch.context() as patch:
+        seen = renames(patch)
+        assert carry_out_at(root, wanted, b"") == []
+    assert seen == [b"d"]
+    assert snapshot(root) == {
+        b"other/n" + path[1:] if path.startswith(b"d") else path: seen for path, seen in before.items()
+    }
+    assert (root / "other/n/e/3").stat().st_ino == inode
+    assert in_manifest(root, *wanted) == [*wanted.values()]
+    assert nothing_left_to_find(root)
+    assert history(root) == []
+
+
+@pytest.mark.parametrize("change", INSIDE)
+@pytest.mark.parametrize("when", ["before", "as it goes"])
+def test_of_a_folder_in_which_something_changes_that_stays_and_the_rest_is_moved(
+    root: Path, monkeypatch: pytest.MonkeyPatch, when: str, change: str
+) -> None:
+    make_tree(root, FOLDER | {b"other": None})
+    wanted, before = folder_moved(root), snapshot(root)
+    changed: dict[bytes, object] = {}
+
+    def meanwhile() -> None:
+        INSIDE[change](root)
+        now = snapshot(root)
+        changed.update({path: seen for path, seen in now.items() if before.get(path) != seen})
+
+    with monkeypatch.context() as patch:
+        if when == "before":
+            problems = carry_out_at(root, wanted, b"", meanwhile=meanwhile)
+        else:
+            before_rename(patch, CREATE, meanwhile)
+            problems = carry_out_at(root, wanted, b"")
+    after = snapshot(root)
+    assert {path: seen for path, seen in after.items() if path in changed} == changed
+    assert b"d/e/0" not in after
+    assert after[b"other/n/e/0"].data == b"0"
+    assert {problem.path for problem in problems} >= {path for path in changed if path in before}
+
+
+def test_a_racy_file_in_a_folder_that_moves_is_read(root: Path) -> None:
+    now = time.time_ns()
+    make_tree(root, FOLDER | {b"other": None}, now)
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        known = {path: entry for path, entry in entries(replica).items() if path.startswith(b"d")}
+        make_tree(root, {b"d/e/3": b"X"}, now)
+        st = (root / "d/e/3").stat()
+        replica._manifest._db.execute(
+            "UPDATE entry SET stat_ctime_ns = ?, stat_inode = ? WHERE name = x'33'",
+            (st.st_ctime_ns, st.st_ino),
+        )
+        steps = [Transition(path, entry, tombstone(version(9))) for path, entry in known.items()]
+        steps += [Transition(b"other/n" + path[1:], None, entry) for path, entry in known.items()]
+        carry_out(replica, steps, b"")
+    assert b"other/n/e/3" not in snapshot(root)
+    assert snapshot(root)[b"d/e/3"].data == b"X"
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts something")
 def test_a_disk_that_is_mounted_in_a_folder_that_goes_is_left_alone(root: Path) -> None:
     make_tree(root, FOLDER)
@@ -1360,8 +1437,7 @@ def test_contents_are_on_disk_before_renames_and_renames_before_the_manifest(
     with opened(root) as replica:
         replica.scan(keep=True)
         known = entries(replica)
-        for module in ("p2psync.local", "p2psync.disk"):
-            monkeypatch.setattr(f"{module}.sync_file_system", lambda fd: steps.append("sync"))
+        monkeypatch.setattr("p2psync.local.begin_sync", lambda fd: lambda: steps.append("sync"))
         before_rename(monkeypatch, EXCHANGE, lambda: steps.append("rename"))
         replica._manifest._db.set_trace_callback(lambda sql: steps.append(sql.partition(" ")[0]))
         wanted = file(b"new", seen=version(9))

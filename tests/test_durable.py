@@ -37,9 +37,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return sqlite3.Connection.execute(self, sql, parameters)
 
     monkeypatch.setattr(database.Database, "execute", execute)
-    wait = telling(WAIT, lambda fd: None)
-    monkeypatch.setattr("p2psync.local.sync_file_system", wait)
-    monkeypatch.setattr("p2psync.disk.sync_file_system", wait)
+    monkeypatch.setattr("p2psync.local.begin_sync", lambda fd: telling(WAIT, lambda: None))
     monkeypatch.setattr(disk, "_rename", telling(RENAME, disk._rename))
     return done
 

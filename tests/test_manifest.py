@@ -243,7 +243,7 @@ def test_a_touch_replaces_no_version(manifest: Manifest) -> None:
 
 
 def test_only_the_latest_versions_of_a_path_are_remembered(manifest: Manifest) -> None:
-    versions = [file(b"%d" % n, seen=version(1, n + 1)) for n in range(2 * REMEMBERED)]
+    versions = [file(b"%d" % n, seen=version(1, n + 1), revision=n + 1) for n in range(2 * REMEMBERED)]
     for path in (b"f", b"g"):
         record(manifest, path, versions[0])
     for old, new in pairwise(versions):

@@ -530,7 +530,6 @@ def answers(root: Path, data: bytes) -> list[tuple[bytes, Any]]:
 @pytest.fixture(autouse=True, scope="module")
 def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("p2psync.local.sync_file_system", lambda fd: None)
         patch.setattr("p2psync.disk.sync_file_system", lambda fd: None)
         yield
 

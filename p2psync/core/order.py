@@ -5,7 +5,8 @@ Also which of them are moves: a file that goes away here is what is to be made t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
 from p2psync.core.model import Digest, Kind, Transition
@@ -59,7 +60,7 @@ def whole_folders(transitions: Iterable[Transition]) -> dict[bytes, list[Transit
             folders.add(step.path)
     folders -= stays
     found: dict[bytes, list[Transition]] = {}
-    for step in steps:
+    for step in steps if folders else ():
         inside = [folder for folder in (*ancestors(step.path), step.path) if folder in folders]
         if inside and step.expected is not None and step.expected.alive:
             found.setdefault(min(inside, key=len), []).append(step)
@@ -95,3 +96,45 @@ def moves(transitions: Iterable[Transition]) -> dict[bytes, bytes]:
                 sources.remove(same)
                 found[step.path] = same
     return found
+
+
+Move = tuple[Transition, Transition]
+"""What takes a path away at its old place, and what makes it at its new one."""
+
+
+def moved_folders(transitions: Iterable[Transition], moves: Mapping[bytes, bytes]) -> dict[bytes, list[Move]]:
+    """Return which folders move with all that is in them, and nothing else, by where to.
+
+    Args:
+        transitions: all that is to be done.
+        moves: what `moves` found among them.
+    """
+    steps = list(transitions) if moves else []
+    copies = {path for step in steps for path in step.after}
+    made = {step.path: step for step in steps if step.wanted.alive and step.path not in copies}
+    inside = Counter(folder for path in made for folder in ancestors(path))
+    places = {old: new for new, old in moves.items()}
+    found: dict[bytes, list[Move]] = {}
+    for old, gone in whole_folders(steps).items():
+        first = next((step.path for step in gone if step.path in places), None)
+        if first is None:
+            continue
+        new = places[first].removesuffix(first[len(old) :])
+        pairs = [(step, made.get(new + step.path[len(old) :])) for step in gone]
+        together = [
+            (step, step_there) for step, step_there in pairs if step_there and _is_move(step, step_there)
+        ]
+        if len(together) == len(gone) == inside[new] + 1:
+            found[new] = sorted(together, key=lambda move: move[0].path)
+    return found
+
+
+def _is_move(gone: Transition, made: Transition) -> bool:
+    """Is what goes away just what is to be made?"""
+    before, there, wanted = gone.expected, made.expected, made.wanted
+    return (
+        before is not None
+        and not (made.after or made.resolution or (there is not None and there.alive))
+        and wanted.same_content(before)
+        and (before.kind is not Kind.FILE or wanted.mtime_ns == before.mtime_ns)
+    )

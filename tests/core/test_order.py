@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from p2psync.core.model import Digest, Entry, Kind, Transition
-from p2psync.core.order import in_order, moves, takes_away, whole_folders
+from p2psync.core.model import Digest, Entry, Kind, Resolution, Transition
+from p2psync.core.order import in_order, moved_folders, moves, takes_away, whole_folders
 from p2psync.core.paths import ancestors
 
 FILE = Entry(kind=Kind.FILE, digest=Digest(b"d" * 16), size=1)
@@ -78,6 +81,59 @@ def test_a_whole_folder_holds_nothing_that_stays_or_comes(plan: list[Transition]
         inside = [step for path, step in steps.items() if top in (path, *ancestors(path))]
         assert all(not step.wanted.alive and not step.after for step in inside)
         assert below == [step for step in inside if step.expected and step.expected.alive]
+
+
+def folder_plan(old: bytes, new: bytes) -> list[Transition]:
+    """A folder of nine files, one of them deeper, that goes at `old` and comes at `new`."""
+    below = {b"": FOLDER, b"/s": FOLDER, b"/s/f": FILE, b"/l": LINK}
+    below |= {b"/%d" % n: Entry(kind=Kind.FILE, digest=Digest(b"%016d" % n), size=1) for n in range(8)}
+    gone = [Transition(old + path, entry, GONE) for path, entry in below.items()]
+    return [*gone, *(Transition(new + path, None, entry) for path, entry in below.items())]
+
+
+@given(st.sampled_from([b"n", b"p/n"]), st.randoms())
+def test_a_folder_that_comes_elsewhere_just_as_it_goes_is_moved(new: bytes, random: Random) -> None:
+    plan = folder_plan(b"o", new)
+    random.shuffle(plan)
+    found = moved_folders(plan, moves(plan))
+    assert list(found) == [new]
+    assert {(gone.path, made.path) for gone, made in found[new]} == {
+        (step.path, new + step.path[1:]) for step in plan if not step.wanted.alive
+    }
+    assert (found[new][0][0].path, found[new][0][1].path) == (b"o", new)
+
+
+DEPARTURES: dict[str, Callable[[list[Transition]], list[Transition]]] = {
+    "one stays": lambda plan: [step for step in plan if step.path != b"o/3"],
+    "one is new": lambda plan: [*plan, Transition(b"n/new", None, OTHER)],
+    "one is missing": lambda plan: [step for step in plan if step.path != b"n/3"],
+    "one is edited": lambda plan: _changed(plan, b"n/3", digest=Digest(b"e" * 16)),
+    "one is touched": lambda plan: _changed(plan, b"n/3", mtime_ns=5),
+    "one has other permissions": lambda plan: _changed(plan, b"n/s", mode=0o700),
+    "one is there": lambda plan: [
+        Transition(step.path, OTHER, step.wanted) if step.path == b"n/3" else step for step in plan
+    ],
+    "one is a conflict copy": lambda plan: [*plan, Transition(b"x", OTHER, FILE, (b"n/3",))],
+    "one settles a conflict": lambda plan: [
+        Transition(step.path, None, step.wanted, (), Resolution.KEPT) if step.path == b"n/3" else step
+        for step in plan
+    ],
+}
+
+
+def _changed(plan: list[Transition], path: bytes, **fields: object) -> list[Transition]:
+    return [
+        Transition(step.path, step.expected, structs.replace(step.wanted, **fields))
+        if step.path == path
+        else step
+        for step in plan
+    ]
+
+
+@pytest.mark.parametrize("departure", DEPARTURES)
+def test_a_folder_is_not_moved_as_a_whole_if(departure: str) -> None:
+    plan = DEPARTURES[departure](folder_plan(b"o", b"n"))
+    assert moved_folders(plan, moves(plan)) == {}
 
 
 def positions(plan: list[Transition]) -> dict[bytes, int]:
