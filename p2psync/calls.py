@@ -6,7 +6,7 @@ how much goes into one, and the checks of what they bring, whichever side says i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -269,7 +269,7 @@ def check_length(answers: Sequence[object], asked: Sequence[object]) -> None:
         raise ProtocolError(f"the peer gave {len(answers)} answers to {len(asked)} questions")
 
 
-def check_among(answers: Iterable[_T], asked: set[_T]) -> None:
+def check_among(answers: Iterable[_T], asked: Container[_T]) -> None:
     """Refuse an answer to what was not asked, with a ProtocolError."""
     if any(answer not in asked for answer in answers):
         raise ProtocolError("the peer answered what was not asked")

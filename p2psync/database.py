@@ -88,7 +88,7 @@ def connect(file: bytes) -> sqlite3.Connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
         connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-        connection.execute("PRAGMA cache_size = -16384")
+        connection.execute("PRAGMA cache_size = -8192")
         connection.execute("PRAGMA user_version").fetchone()
     except ReplicaError:
         connection.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import socket
 import time
@@ -208,8 +209,8 @@ class LocalReplica:
         self._any_rules = True
         self._transitions: Sequence[Transition] = ()
         self._moves: dict[bytes, bytes] = {}
-        self._new_entries: dict[bytes, Entry] = {}
-        """Files that come with a new folder."""
+        self._new_folders: set[bytes] = set()
+        """Those that the transitions make: with them comes what is in them."""
         self._foreseen: dict[bytes, Row] = {}
         """Rows that are written, but not committed: their files are staged."""
         self._scanned: dict[bytes, Entry] = {}
@@ -217,7 +218,7 @@ class LocalReplica:
         self._scan_seq = 0
         """The sequence number of that."""
         self._seq = 0
-        """Under which sequence number they are."""
+        """Under which sequence number they are; 0: there are none."""
         self._path = root
         self._cleans = cleans
         self._watcher = watcher
@@ -407,7 +408,7 @@ class LocalReplica:
         self._check_room([step for step in transitions if step.path not in self._moves])
         self._manifest.roll_back()
         self._transitions = transitions
-        self._new_entries, self._foreseen = _in_new_folders(transitions), {}
+        self._new_folders, self._foreseen, self._seq = _new_folders(transitions), {}, 0
         with _staging():
             wanted = self._stage.expect(step for step in transitions if step.path not in self._moves)
             if not self.newest():  # nothing is known here, so nothing is held
@@ -512,18 +513,15 @@ class LocalReplica:
         In a transaction that ends with `apply`: what does not arrive as foreseen is corrected there (I5).
         """
         now_ns = time.time_ns()
-        rows = {
-            path: vouched(self._new_entries[path], stat, now_ns)
-            for path, stat in self._stage.new_stats().items()
-            if path in self._new_entries
-        }
-        if rows:
-            if not self._foreseen:
+        arriving = (new for new in self._stage.new_files() if split(new[0])[0] in self._new_folders)
+        while batch := list(itertools.islice(arriving, BATCH)):
+            if not self._seq:
                 self._manifest.begin()
                 self._seq = self._manifest.next_seq()
-            self._manifest.record_under(self._seq, [Record(path, row) for path, row in rows.items()])
+            records = [Record(path, vouched(entry, stat, now_ns)) for path, entry, stat in batch]
+            self._manifest.record_under(self._seq, records)
             self._manifest.keep(self._bases.written())
-            self._foreseen.update(rows)
+            self._foreseen.update((path, row) for path, row, _ in records)
 
     def keep(self, digest: Digest, text: bytes) -> None:
         """Keep the base of a conflict; see `Home.keep`."""
@@ -560,34 +558,38 @@ class LocalReplica:
         wait_for_disk()
         records: list[Record] = []
         problems: list[Problem] = []
-        told = 0
+        touched: set[bytes] = set()
+        done = told = 0
         moved = set(self._moves.values())
         applier = Applier(self._root, self._stage, self._history, self._rows, self._foreseen, self._moves)
         for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
             else:
-                records.append(outcome)
-            if len(records) - told + len(problems) >= BATCH:
-                yield Applied(len(records) - told, problems)
-                told, problems = len(records), []
+                done += 1
+                touched.add(split(outcome.path)[0])
+                if self._foreseen.pop(outcome.path, None) != outcome.row:
+                    records.append(outcome)
+            if done - told + len(problems) >= BATCH:
+                yield Applied(done - told, problems)
+                told, problems = done, []
         wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
-        with self._manifest.transaction(begun=bool(self._foreseen)):
+        with self._manifest.transaction(begun=bool(self._seq)):
             seq = self._record(records)
             settled = _settled(transitions, {problem.path for problem in problems})
-            if settled or any(map(_shows, records)):
+            if settled or done > len(records) or any(map(_shows, records)):
                 size = sum(_displaced(record) for record in records if record.path not in moved)
                 self._manifest.add_run(Run(seq, run, int(now), kind, about, size), settled)
                 self._run = seq
             gone = {record.path for record in records if not record.row.entry.alive}
-            self._manifest.forget_fingerprints(gone | {split(record.path)[0] for record in records})
+            self._manifest.forget_fingerprints(gone | touched)
             self._manifest.keep(self._bases.flush())
             wait_for_disk()
         if kind != "sync":  # nobody will acknowledge it
             self._run = 0
             self._stage.clear()
-        yield Applied(len(records) - told, problems)
+        yield Applied(done - told, problems)
 
     def _rows(self, paths: Sequence[bytes]) -> list[Row | None]:
         """Return the rows of paths as they are without what is only foreseen."""
@@ -595,14 +597,14 @@ class LocalReplica:
         return [None if path in self._foreseen else next(rows) for path in paths]
 
     def _record(self, records: Sequence[Record]) -> int:
-        """Write the rows of what was done, but for those that are written already."""
-        foreseen, self._foreseen = self._foreseen, {}
-        if not foreseen:
+        """Write the rows of what was done otherwise than foreseen; return the sequence number of all."""
+        seq, self._seq = self._seq, 0
+        if not seq:
             return self._manifest.record(records)
-        left = [record for record in records if foreseen.pop(record.path, None) != record.row]
-        self._manifest.forget(foreseen)
-        self._manifest.record_under(self._seq, left)
-        return self._seq
+        self._manifest.forget(self._foreseen)
+        self._foreseen = {}
+        self._manifest.record_under(seq, records)
+        return seq
 
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
         """Keep texts that both sides turned out to have: no transfer has passed them by."""
@@ -720,14 +722,8 @@ _ANEW = (
 )
 
 
-def _in_new_folders(transitions: Sequence[Transition]) -> dict[bytes, Entry]:
-    """Return the files whose folder is not there yet, so that they arrive with it."""
-    new = {step.path for step in transitions if step.expected is None and step.wanted.kind is Kind.DIRECTORY}
-    return {
-        step.path: step.wanted
-        for step in transitions
-        if step.expected is None and step.wanted.kind is Kind.FILE and split(step.path)[0] in new
-    }
+def _new_folders(transitions: Iterable[Transition]) -> set[bytes]:
+    return {step.path for step in transitions if step.expected is None and step.wanted.kind is Kind.DIRECTORY}
 
 
 def _of_unknown_past(record: Record) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -117,7 +117,7 @@ class RemoteReplica:
         self._closed = False
         self._waiting = False
         self._prepared: set[bytes] = set()
-        self._lacking: set[Content] = set()
+        self._lacking: Container[Content] = ()
         try:
             connection.open(compress, limit)
             self._identify(self._answer(Identity))
@@ -333,14 +333,17 @@ class RemoteReplica:
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """See `Replica.prepare`."""
         self._prepared = {transition.path for transition in transitions}
-        asked = {Content(step.wanted.digest, step.wanted.size) for step in transitions if needs_content(step)}
+        contents = (
+            Content(step.wanted.digest, step.wanted.size) for step in transitions if needs_content(step)
+        )
+        asked = {content: content for content in contents}
         missing: list[Content] = []
-        self._lacking = asked
+        self._lacking = asked.keys()
         with self._calling(Prepare()):
             self._tell(batches(transitions, weight))
             for batch in self._answers(AnyContents):
-                check_among(batch, asked)
-                missing += batch
+                check_among(batch, self._lacking)
+                missing += [asked[content] for content in batch]  # the answer's own would double them
         return missing
 
     def take(self) -> Iterator[Taken]:

@@ -144,7 +144,7 @@ def scan(
     known: Known,
     stamp: Stamp,
     exclude: bytes,
-    note: Callable[[Sequence[Record]], None] = lambda changes: None,
+    note: Callable[[Sequence[Record]], None] | None = None,
     part: Part = WHOLE,
 ) -> Scan:
     """Walk the tree, or the part of it in which something happened.
@@ -154,7 +154,7 @@ def scan(
         known: the manifest to compare with.
         stamp: marks the changes.
         exclude: text of the replica's own, unshared ignore file.
-        note: is told of changes when all rows are compared; files may still have to be read.
+        note: takes the changes, when all rows are compared, and as files are read; else they are returned.
         part: what to look at.
     """
     return _Scanner(root, known, stamp, exclude, note, part).run()
@@ -167,13 +167,12 @@ class _Scanner:
         known: Known,
         stamp: Stamp,
         exclude: bytes,
-        note: Callable[[Sequence[Record]], None],
+        note: Callable[[Sequence[Record]], None] | None,
         part: Part,
     ) -> None:
         self._root = root
         self._part = part
         self._note = note
-        self._noted = 0
         self._leaves: list[_Leaf] = []
         self._known = known
         self._stamp = stamp
@@ -378,11 +377,10 @@ class _Scanner:
         self._found.fingerprints[split(path)[0]] = None
 
     def _tell(self) -> None:
-        """Tell of the changes that were found since the last time."""
-        new = self._found.changes[self._noted :]
-        self._noted += len(new)
-        if new:
-            self._note(new)
+        """Hand over the changes that were found since the last time."""
+        if self._note and self._found.changes:
+            self._note(self._found.changes)
+            self._found.changes = []
 
     def _vanish(self, path: bytes, rows: dict[bytes, Row], ignore: Ignore) -> None:
         """Record what is not there any more, with all that was below."""

@@ -63,7 +63,7 @@ class Stage:
         self._wanted: dict[bytes, Entry] = {}
         self._waiting: dict[Digest, list[bytes]] = {}
         self._stats: dict[bytes, Stat] = {}
-        self._new: dict[bytes, Stat] = {}
+        self._new: list[bytes] = []
         self._trouble: dict[bytes, OSError] = {}
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Stage:
     def expect(self, transitions: Iterable[Transition]) -> list[Content]:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for."""
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
-        self._waiting, self._stats, self._new, self._trouble = {}, {}, {}, {}
+        self._waiting, self._stats, self._new, self._trouble = {}, {}, [], {}
         sweep(self._root, b"", self._adopt)
         for path, entry in self._wanted.items():
             try:
@@ -149,7 +149,8 @@ class Stage:
         for path in paths:
             try:
                 directory, name = self._parent(path)
-                self._stats[path] = self._new[path] = _write_whole(name, directory, self._wanted[path], data)
+                self._stats[path] = _write_whole(name, directory, self._wanted[path], data)
+                self._new.append(path)
             except OSError as error:  # no room for it, or no way to it: others may fit
                 self._trouble[path] = error
                 continue
@@ -172,7 +173,8 @@ class Stage:
                 self._trouble[path] = trouble = error
                 continue
             if found is not None:
-                self._stats[path] = self._new[path] = found
+                self._stats[path] = found
+                self._new.append(path)
                 self._trouble.pop(path, None)
                 whole = path
             elif trouble:  # it took what this one lacks
@@ -250,7 +252,8 @@ class Stage:
         if isinstance(found, int):
             self._trouble[path] = OSError(found, os.strerror(found))
         elif found is not None:
-            self._stats[path] = self._new[path] = found
+            self._stats[path] = found
+            self._new.append(path)
             digest = self._wanted[path].digest
             self._waiting[digest].remove(path)
             if not self._waiting[digest]:
@@ -260,10 +263,10 @@ class Stage:
         """Return the contents that some file still waits for."""
         return [Content(digest, self._wanted[paths[0]].size) for digest, paths in self._waiting.items()]
 
-    def new_stats(self) -> dict[bytes, Stat]:
-        """Return the stats of the files that were staged since the last call."""
-        new, self._new = self._new, {}
-        return new
+    def new_files(self) -> Iterator[tuple[bytes, Entry, Stat]]:
+        """Yield the files that were staged since the last call: path, what it is, stat."""
+        new, self._new = self._new, []
+        return ((path, self._wanted[path], self._stats[path]) for path in new)
 
     # -- what is ready
 
@@ -309,7 +312,7 @@ class Stage:
 
     def clear(self) -> None:
         """Remove all that is staged: nothing waits for it."""
-        self._wanted, self._waiting, self._stats, self._new, self._trouble = {}, {}, {}, {}, {}
+        self._wanted, self._waiting, self._stats, self._new, self._trouble = {}, {}, {}, [], {}
         sweep(self._root, b"", lambda path, name, directory: False)
         sweep(self._left_over, _LEFT_OVER, lambda path, name, directory: False)
 

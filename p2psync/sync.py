@@ -196,15 +196,8 @@ class Session:
         home, peer = self._sides()
         home.problems += home.scanned.problems
         peer.problems += peer.scanned.problems
-        self._progress.begin("comparing")
         stamp = self._home.stamp()
-        facts = self._exchange(home, peer)
-        self._driver_problems = []
-        plan, texts = self._decide(facts, stamp, prefer, wanted.mode is Mode.MIRROR)
-        unread = [problem.path for problem in home.scanned.problems]
-        left_out = choose(plan, wanted, {*home.scanned.mounts, *peer.scanned.mounts}, unread)
-        home.transitions, peer.transitions = plan.ours, plan.theirs
-        home.problems += self._driver_problems
+        plan, texts, left_out = self._plan(home, peer, stamp, prefer, wanted)
         sides = (home, peer)
         result = Result(home, peer, plan.conflicts, plan.left, 0, left_out=left_out)
         if plan_wanted or not carry_out:
@@ -253,6 +246,20 @@ class Session:
             mark = other.mark(side.identity.replica)
             if mark and mark.epoch == side.identity.epoch and not side.recalls(mark.seq, mark.nonce):
                 side.remint(other.identity.replica, 0)
+
+    def _plan(
+        self, home: Side, peer: Side, stamp: Stamp, prefer: Prefer, wanted: Filter
+    ) -> tuple[Plan, dict[Digest, bytes], list[bytes]]:
+        """Return what is to be done, the texts that were merged, and what the run is not about."""
+        self._progress.begin("comparing")
+        self._driver_problems = []
+        facts = self._exchange(home, peer)
+        plan, texts = self._decide(facts, stamp, prefer, wanted.mode is Mode.MIRROR)
+        unread = [problem.path for problem in home.scanned.problems]
+        left_out = choose(plan, wanted, {*home.scanned.mounts, *peer.scanned.mounts}, unread)
+        home.transitions, peer.transitions = plan.ours, plan.theirs
+        home.problems += self._driver_problems
+        return plan, texts, left_out
 
     # -- exchange
 

@@ -145,11 +145,11 @@ class _Helper:
         """End the process, whatever it does; it is waited for when the next one starts: who is interrupted
         here has no time.
         """
-        os.close(self._queue)
-        os.close(self._results)
         if self._pid > 0:
             os.kill(self._pid, signal.SIGKILL)
             _killed.append(self._pid)
+        os.close(self._queue)
+        os.close(self._results)
 
     def numbers(self) -> Iterator[int]:
         """Yield the jobs that are for this process."""

@@ -83,6 +83,21 @@ class Number(click.FloatRange):
             self.fail("it is not a number", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        return _range(self.min, self.max)
+
+
+class Count(click.IntRange):
+    """A whole number in a range."""
+
+    def _describe_range(self) -> str:
+        return _range(self.min, self.max)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    """Return a range as people say it, not as click does (`x>=0`)."""
+    return f"{low} to {high}" if high is not None else f"{low} or more"
+
 
 class Directory(click.Path):
     """A directory as bytes, as the system knows it."""
@@ -148,7 +163,7 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
             " configured for that itself]",
         ),
         click.option("--remote-command", metavar="CMD", help="p2psync on the peer.  [default: p2psync]"),
-        click.option("-p", "--port", type=click.IntRange(1, 65535), help="Port of the peer's sshd."),
+        click.option("-p", "--port", type=Count(1, 65535), metavar="PORT", help="Port of the peer's sshd."),
         click.option("-e", "--ssh-command", metavar="CMD", help="The ssh to use.  [default: ssh]"),
     ):
         result = option(result)
