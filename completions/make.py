@@ -20,7 +20,8 @@ sys.path.insert(0, str(HERE.parent))
 from p2psync import settings  # noqa: E402
 from p2psync.cli import cli  # noqa: E402
 
-PEERS, RUNS, FILES, FOLDERS = "peers", "runs", "files", "folders"
+PEERS, CONFIGURED, RUNS, FILES, FOLDERS = "peers", "configured", "runs", "files", "folders"
+"""A peer may be given by its address too, which may be a folder, or must be a configured one."""
 CONFLICTED, SETTINGS, NOTHING = "conflicted", "settings", "nothing"
 _BY_NAME = {
     "PEER-OR-ADDRESS": PEERS,
@@ -35,7 +36,7 @@ _BY_NAME = {
     "root": FOLDERS,
     "restrict_to": FOLDERS,
     "beside": FOLDERS,
-    "prefer": PEERS,
+    "prefer": CONFIGURED,
 }
 _FILES = {"path", "paths", "patterns", "to", "exclude_from", "plan_file"}
 
@@ -89,7 +90,7 @@ def _values(words: list[str], param: click.Parameter) -> list[str] | str:
     if isinstance(param.type, click.Choice):
         return list(param.type.choices)
     if words[:1] == ["peer"] and param.name == "name" and words[1:] != ["add"]:
-        return PEERS
+        return CONFIGURED
     if words[:1] == ["config"] and param.name == "name":
         return SETTINGS
     if words in (["resolve"], ["conflicts"]) and param.name == "paths":
@@ -127,7 +128,7 @@ _p2psync_sidecar() {
 _p2psync_words() {
     local sidecar
     case $1 in
-    peers)
+    peers | configured)
         sidecar=$(_p2psync_sidecar)
         [[ -r $sidecar/config.toml ]] && sed -n '@SED@' "$sidecar/config.toml"
         ;;
@@ -142,7 +143,7 @@ _p2psync_words() {
 _p2psync_values() {
     local cur=$1 kind=$2 IFS=$' \t\n'
     local words
-    case $kind in peers | runs | settings) words=$(_p2psync_words "$kind") ;; esac
+    case $kind in peers | configured | runs | settings) words=$(_p2psync_words "$kind") ;; esac
     IFS=$'\n'
     case $kind in
     files) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")) ;;
@@ -150,7 +151,7 @@ _p2psync_values() {
     peers)
         COMPREPLY=($(compgen -W "$words" -- "$cur"; compgen -d -- "$cur"))
         ;;
-    runs | settings) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
+    configured | runs | settings) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
     conflicted)
         compopt -o filenames 2>/dev/null
         COMPREPLY=($(compgen -G "$cur*.sync-conflict-*" | sed '@UNMARK@' | sort -u))
@@ -230,11 +231,15 @@ _p2psync_sidecar() {
     [[ -d $folder/.p2psync ]] && print -r -- $folder/.p2psync
 }
 
-_p2psync_peers() {
+_p2psync_configured() {
     local file=$(_p2psync_sidecar)/config.toml
     local -a peers
     [[ -r $file ]] && peers=(${(f)"$(sed -n '@SED@' $file)"})
-    _alternative "peers:peer:($peers)" 'folders:folder:_path_files -/'
+    compadd -a peers
+}
+
+_p2psync_peers() {
+    _alternative 'peers:peer:_p2psync_configured' 'folders:folder:_path_files -/'
 }
 
 _p2psync_runs() {
@@ -326,6 +331,7 @@ def _zsh_action(kind: list[str] | str) -> str:
         FILES: "file:_files",
         FOLDERS: "folder:_path_files -/",
         PEERS: "peer:_p2psync_peers",
+        CONFIGURED: "peer:_p2psync_configured",
         RUNS: "run:_p2psync_runs",
         CONFLICTED: "file:_p2psync_conflicted",
         SETTINGS: "setting:_p2psync_settings",
@@ -349,9 +355,13 @@ function __p2psync_sidecar
     test -d "$folder/.p2psync"; and echo "$folder/.p2psync"
 end
 
-function __p2psync_peers
+function __p2psync_configured
     set -l file (__p2psync_sidecar)/config.toml
     test -r "$file"; and sed -n '@SED@' $file
+end
+
+function __p2psync_peers
+    __p2psync_configured
     __fish_complete_directories (commandline -ct) ''
 end
 
@@ -427,6 +437,7 @@ def _fish_values(kind: list[str] | str) -> str:
         FILES: " -F",
         FOLDERS: " -a '(__fish_complete_directories (commandline -ct))'",
         PEERS: " -a '(__p2psync_peers)'",
+        CONFIGURED: " -a '(__p2psync_configured)'",
         RUNS: " -a '(__p2psync_runs)'",
         CONFLICTED: " -a '(__p2psync_conflicted)'",
         SETTINGS: f" -a '{' '.join(settings.SETTINGS)}'",

@@ -9,7 +9,7 @@ _p2psync_sidecar() {
 _p2psync_words() {
     local sidecar
     case $1 in
-    peers)
+    peers | configured)
         sidecar=$(_p2psync_sidecar)
         [[ -r $sidecar/config.toml ]] && sed -n 's/^[[:space:]]*\[peer\."\{0,1\}\([^]"]*\)"\{0,1\}\].*/\1/p' "$sidecar/config.toml"
         ;;
@@ -24,7 +24,7 @@ _p2psync_words() {
 _p2psync_values() {
     local cur=$1 kind=$2 IFS=$' \t\n'
     local words
-    case $kind in peers | runs | settings) words=$(_p2psync_words "$kind") ;; esac
+    case $kind in peers | configured | runs | settings) words=$(_p2psync_words "$kind") ;; esac
     IFS=$'\n'
     case $kind in
     files) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$cur")) ;;
@@ -32,7 +32,7 @@ _p2psync_values() {
     peers)
         COMPREPLY=($(compgen -W "$words" -- "$cur"; compgen -d -- "$cur"))
         ;;
-    runs | settings) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
+    configured | runs | settings) COMPREPLY=($(compgen -W "$words" -- "$cur")) ;;
     conflicted)
         compopt -o filenames 2>/dev/null
         COMPREPLY=($(compgen -G "$cur*.sync-conflict-*" | sed 's/\.sync-conflict-[0-9]\{8\}-[0-9]\{6\}-[A-Z2-7]*\(-[0-9]*\)\{0,1\}//' | sort -u))
@@ -123,7 +123,7 @@ _p2psync() {
     'peer test/--compress') _p2psync_values "$cur" 'auto on off'; return ;;
     'peer test/--bwlimit') _p2psync_values "$cur" 'nothing'; return ;;
     'resolve/--keep') _p2psync_values "$cur" 'ours theirs both merged'; return ;;
-    'resolve/--prefer') _p2psync_values "$cur" 'peers'; return ;;
+    'resolve/--prefer') _p2psync_values "$cur" 'configured'; return ;;
     'resolve/--tool') _p2psync_values "$cur" 'nothing'; return ;;
     'restore/--to') _p2psync_values "$cur" 'files'; return ;;
     'serve/--restrict-to') _p2psync_values "$cur" 'folders'; return ;;
@@ -181,8 +181,8 @@ _p2psync() {
     'peer') local options='-h --help' values='add list remove rename test' ;;
     'peer add') local options='-e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit -h --help' values='folders' ;;
     'peer list') local options='--json -h --help' values='nothing' ;;
-    'peer remove') local options='-h --help' values='peers' ;;
-    'peer rename') local options='-h --help' values='peers' ;;
+    'peer remove') local options='-h --help' values='configured' ;;
+    'peer rename') local options='-h --help' values='configured' ;;
     'peer test') local options='-e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --json -h --help' values='peers' ;;
     'resolve') local options='--keep --all --prefer --tool -n --dry-run --json -h --help' values='conflicted' ;;
     'restore') local options='--to -n --dry-run --json -h --help' values='files' ;;

@@ -8,9 +8,13 @@ function __p2psync_sidecar
     test -d "$folder/.p2psync"; and echo "$folder/.p2psync"
 end
 
-function __p2psync_peers
+function __p2psync_configured
     set -l file (__p2psync_sidecar)/config.toml
     test -r "$file"; and sed -n 's/^[[:space:]]*\[peer\."\{0,1\}\([^]"]*\)"\{0,1\}\].*/\1/p' $file
+end
+
+function __p2psync_peers
+    __p2psync_configured
     __fish_complete_directories (commandline -ct) ''
 end
 
@@ -162,9 +166,9 @@ complete -c p2psync -n '__p2psync_is peer add' -a '(__fish_complete_directories 
 complete -c p2psync -n '__p2psync_is peer list' -l json -d 'Print one JSON document'
 complete -c p2psync -n '__p2psync_is peer list' -s h -l help -d 'Show this message and exit'
 complete -c p2psync -n '__p2psync_is peer remove' -s h -l help -d 'Show this message and exit'
-complete -c p2psync -n '__p2psync_is peer remove' -a '(__p2psync_peers)'
+complete -c p2psync -n '__p2psync_is peer remove' -a '(__p2psync_configured)'
 complete -c p2psync -n '__p2psync_is peer rename' -s h -l help -d 'Show this message and exit'
-complete -c p2psync -n '__p2psync_is peer rename' -a '(__p2psync_peers)'
+complete -c p2psync -n '__p2psync_is peer rename' -a '(__p2psync_configured)'
 complete -c p2psync -n '__p2psync_is peer test' -s e -l ssh-command -x -d 'The ssh to use'
 complete -c p2psync -n '__p2psync_is peer test' -s p -l port -x -d 'Port of the peers sshd'
 complete -c p2psync -n '__p2psync_is peer test' -l remote-command -x -d 'p2psync on the peer'
@@ -177,7 +181,7 @@ complete -c p2psync -n '__p2psync_is peer test' -s h -l help -d 'Show this messa
 complete -c p2psync -n '__p2psync_is peer test' -a '(__p2psync_peers)'
 complete -c p2psync -n '__p2psync_is resolve' -l keep -x -a 'ours theirs both merged' -d 'Which version stays'
 complete -c p2psync -n '__p2psync_is resolve' -l all -d 'Settle all that are open'
-complete -c p2psync -n '__p2psync_is resolve' -l prefer -x -a '(__p2psync_peers)' -d 'Keep the later version, or the one that PEER made'
+complete -c p2psync -n '__p2psync_is resolve' -l prefer -x -a '(__p2psync_configured)' -d 'Keep the later version, or the one that PEER made'
 complete -c p2psync -n '__p2psync_is resolve' -l tool -x -d 'Merge with a program'
 complete -c p2psync -n '__p2psync_is resolve' -s n -l dry-run -d 'Only show what would be done'
 complete -c p2psync -n '__p2psync_is resolve' -l json -d 'Print one JSON document'

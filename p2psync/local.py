@@ -475,8 +475,7 @@ class LocalReplica:
         """Stage what is in the tree of the neighbour; see `Replica.take`."""
         with _staging():
             if self.neighbour is not None:
-                for files, size in take(self._stage, self._bases, self._sidecar, self.neighbour):
-                    yield Taken(files, size)
+                yield from take(self._stage, self._bases, self._sidecar, self.neighbour)
             for start in range(0, len(lacking := self._stage.lacking()), BATCH):
                 yield Taken(0, 0, lacking[start : start + BATCH])
 

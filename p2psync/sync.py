@@ -381,7 +381,7 @@ class Session:
         """Have a side take what it can from the other's tree; yield what it lacks then."""
         for taken in side.replica.take():
             self._transferred += taken.size
-            self._progress.advance(taken.files, taken.size)
+            self._progress.advance(taken.files, taken.size, taken.path)
             yield from taken.lacking
 
     def _watched(self, batches: Iterable[list[Piece]], side: Side) -> Iterator[list[Piece]]:

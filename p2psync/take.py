@@ -13,12 +13,13 @@ import msgspec
 
 from p2psync.bases import Bases
 from p2psync.core.model import Extent, Stat
+from p2psync.core.replica import Taken
 from p2psync.disk import Root
 from p2psync.stage import Stage
 from p2psync.workers import Files, share
 
 
-def take(stage: Stage, bases: Bases, sidecar: int, other: bytes) -> Iterator[tuple[int, int]]:
+def take(stage: Stage, bases: Bases, sidecar: int, other: bytes) -> Iterator[Taken]:
     """Stage what waits for contents and is at the same path in the tree of another replica.
 
     Args:
@@ -28,7 +29,7 @@ def take(stage: Stage, bases: Bases, sidecar: int, other: bytes) -> Iterator[tup
         other: the root of the other replica.
 
     Yields:
-        How many more files, and bytes, are staged.
+        How much more is staged.
     """
     files = stage.waiting()
     source = Root.open(other)
@@ -38,11 +39,12 @@ def take(stage: Stage, bases: Bases, sidecar: int, other: bytes) -> Iterator[tup
             done = msgspec.convert(result, _Result)
             bases.adopt(done.extents)
             count = taken = 0
+            last = b""
             for (path, size), found in zip(files[first : first + len(done.found)], done.found, strict=True):
                 stage.took(path, found)
                 if isinstance(found, Stat):
-                    count, taken = count + 1, taken + size
-            yield count, taken
+                    count, taken, last = count + 1, taken + size, path
+            yield Taken(count, taken, path=last)
     finally:
         source.close()
 

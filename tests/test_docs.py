@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
+import itertools
 import os
 import pty
 import re
@@ -12,11 +14,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 
+from p2psync.cli import cli
 from tests import tour
 from tests.cli_support import DEADLINE, p2psync, replica
 
@@ -50,6 +55,108 @@ def test_every_command_and_option_is_in_the_readme() -> None:
 def test_every_command_and_option_is_completed() -> None:
     for file, text in made_by(COMPLETIONS / "make.py").scripts().items():
         assert (COMPLETIONS / file).read_text() == text, "run completions/make.py"
+
+
+def options_of_commands() -> dict[str, set[str]]:
+    """Return the options of every command, by its words: `peer add`; of p2psync itself, by none."""
+    found = {}
+
+    def walk(words: list[str], command: click.Command) -> None:
+        context = click.Context(command, **cli.context_settings)
+        found[" ".join(words)] = {
+            name
+            for one in command.get_params(context)
+            if isinstance(one, click.Option) and not one.hidden
+            for name in (*one.opts, *one.secondary_opts)
+        }
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                inner = command.get_command(context, name)
+                if inner is not None and not inner.hidden:
+                    walk([*words, name], inner)
+
+    walk([], cli)
+    return found
+
+
+def in_pages() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for page in MAN.glob("man1/*"):
+        command = page.stem.removeprefix("p2psync").removeprefix("-")
+        text = page.read_text().replace("\\-", "-")
+        found[command] = set()
+        for line in text.splitlines():
+            if line.startswith(".SS p2psync "):
+                command = line.removeprefix(".SS p2psync ")
+                found[command] = set()
+            elif line.startswith(".SH OPTIONS"):
+                command = page.stem.removeprefix("p2psync").removeprefix("-")
+            elif line.startswith("\\fB-"):
+                found[command].update(re.findall(r"\\fB(-[-\w]+)\\fR", line))
+    return found
+
+
+def in_readme() -> dict[str, set[str]]:
+    text = (REPOSITORY / "README.md").read_text("utf-8")
+    listed = text.partition("<!-- commands -->")[2].partition("<!-- end of commands -->")[0]
+    found = {}
+    for line in re.sub(r"\n +", " ", listed).splitlines():
+        words = line.split(" ")
+        if words[0] == "p2psync":
+            command = " ".join(itertools.takewhile(lambda word: re.fullmatch("[a-z]+", word), words[1:]))
+            names = {name for word in words if word.startswith("-") for name in word.split("/")}
+            found[command] = names | {"-h", "--help"}  # of all commands
+    return found
+
+
+def in_bash() -> dict[str, set[str]]:
+    text = (COMPLETIONS / "p2psync.bash").read_text()
+    return {
+        command: set(options.split())
+        for command, options in re.findall(r"^ +'([a-z ]*)'\) local options='([^']*)'", text, re.MULTILINE)
+    }
+
+
+def in_zsh() -> dict[str, set[str]]:
+    text = (COMPLETIONS / "_p2psync").read_text()
+    main, _, rest = text.rpartition("_p2psync() {\n")[2].partition("_p2psync_command() {")
+    parts = re.split(r"^    '([a-z ]+)'\)$", rest, flags=re.MULTILINE)[1:]
+    found = {"": main} | dict(zip(parts[::2], parts[1::2], strict=True))
+    return {
+        command: {name for names in re.findall(r"'\*'?\{?(-[-\w,]+)", body) for name in names.split(",")}
+        for command, body in found.items()
+    }
+
+
+def in_fish() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {"": set()}
+    text = (COMPLETIONS / "p2psync.fish").read_text()
+    line_of = r"^complete -c p2psync -n '?__p2psync_is ?([a-z ]*?)'? (-[sla] .*?)$"
+    for command, rest in re.findall(line_of, text, re.MULTILINE):
+        names = found.setdefault(command, set())
+        for kind, name in re.findall(r"(?<!\S)-([sla]) ([-\w]+)", rest.partition(" -d ")[0]):
+            if kind == "a" and f"-a {name} -d" in f"{rest} ":
+                found.setdefault(f"{command} {name}".strip(), set())
+            elif kind != "a":
+                names.add(f"--{name}" if kind == "l" else f"-{name}")
+    return found
+
+
+@pytest.mark.parametrize("place", [in_pages, in_readme, in_bash, in_zsh, in_fish])
+def test_just_the_commands_and_options_that_there_are_are_written_down(
+    place: Callable[[], dict[str, set[str]]],
+) -> None:
+    """As the files are, whatever made them."""
+    assert place() == options_of_commands()
+
+
+def test_the_pictures_show_what_the_tour_tells() -> None:
+    told = [*tour.steps(tour.README.read_text("utf-8"))]
+    for name, command in made_by(MAN / "pictures.py").PICTURES.items():
+        output = next(step.output for step in told if step.command == command)
+        svg = (MAN / "pictures" / f"{name}.svg").read_text("utf-8")
+        shown = "".join(html.unescape(text) for text in re.findall("<text[^>]*>([^<]*)</text>", svg))
+        assert "".join(shown.split()).endswith("".join(f"${command}{output}".split())), "run man/pictures.py"
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc judges")
@@ -94,6 +201,7 @@ def root(tmp_path: Path) -> Path:
     root = replica(tmp_path / "root", {"sub/file": "1", "letter.txt": "2"})
     p2psync(root, "peer", "add", "laptop", "host:x")
     (root / ".p2psync/history/20261126-101010").mkdir(parents=True)
+    (root / "larder").mkdir()  # no peer, though one could be there
     for name in ("disputed.txt", "disputed.sync-conflict-20261126-101010-ABCDEFG.txt"):
         (root / name).write_text("3")
     return root
@@ -101,11 +209,12 @@ def root(tmp_path: Path) -> Path:
 
 CASES = [
     ("p2psync sy", "sync"),
-    ("p2psync sync la", "laptop"),
+    ("p2psync sync lap", "laptop"),
     ("p2psync sync --chec", "--checksum"),
     ("p2psync sync --mode mi", "mirror"),
     ("p2psync -C sub peer rem", "remove"),
     ("p2psync peer rename la", "laptop"),
+    ("p2psync peer remove la", "laptop"),
     ("p2psync undo 2026", "20261126-101010"),
     ("p2psync config set history.d", "history.days"),
     ("p2psync completion z", "zsh"),

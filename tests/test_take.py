@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2psync.core.model import Entry, Transition
-from p2psync.core.replica import Content
+from p2psync.core.replica import Content, Taken
 from p2psync.local import LocalReplica
 from tests.support import (
     Link,
@@ -64,6 +64,13 @@ def test_files_are_taken_as_they_are_in_the_other_tree(tmp_path: Path, replica: 
     assert take(replica, files(tree)) == []
     assert sum(applied.done for applied in replica.apply()) == 5
     assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
+
+
+def test_who_takes_tells_how_much_and_the_last_of_it(tmp_path: Path, replica: LocalReplica) -> None:
+    make_tree(tmp_path / "other", {b"f": b"12", b"g": b"345", b"h": b"other"})
+    wanted = files({b"f": b"12", b"g": b"345", b"h": b"6"})
+    replica.prepare([Transition(path, None, entry) for path, entry in wanted.items()])
+    assert next(iter(replica.take())) == Taken(2, 5, path=b"g")
 
 
 def test_thousands_of_files_are_taken_by_two_processes_and_kept_for_merges(

@@ -207,6 +207,8 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
     """Bytes."""
     lacking: list[Content] = []
     """What could not be had; told at the end."""
+    path: ShownPath = b""
+    """The last of the files."""
 
 
 class Replica(Protocol):
