@@ -14,9 +14,14 @@ import time
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
+import msgspec
 import pytest
 
+from p2psync import calls, facts, wire
+from p2psync.core import model
+from p2psync.core import replica as values
 from tests import tour
 from tests.cli_support import DEADLINE, p2psync, replica
 
@@ -68,6 +73,31 @@ def test_man_shows_each_page_without_a_warning(page: Path) -> None:
         env={**os.environ, "LC_ALL": "C"},
     )
     assert shown.stderr == ""
+
+
+def fields(kind: type) -> str:
+    """Return the names of what a message or a value holds, in the order in which it travels."""
+    names = [one.name for one in msgspec.structs.fields(kind)] if issubclass(kind, msgspec.Struct) else None
+    return ", ".join(names if names is not None else kind._fields)  # type: ignore[attr-defined]
+
+
+def test_the_protocol_is_told_in_full() -> None:
+    page = (MAN / "man7/p2psync-protocol.7").read_text()
+    told = re.findall(r"^\.B (\w+\(.*\))$", page, re.MULTILINE)
+    assert sorted(told) == sorted(f"{call.__name__}({fields(call)})" for call in get_args(calls.AnyCall))
+    told = re.findall(r"^\.B (\w+\[.*\])$", page, re.MULTILINE)
+    known = [facts.Facts, model.Entry, model.Problem, model.Transition, *vars(values).values()]
+    travel = {kind for kind in known if isinstance(kind, type) and kind.__module__ in MODULES} - INSIDE
+    assert sorted(told) == sorted(f"{kind.__name__}[{fields(kind)}]" for kind in travel)
+    assert f"protocol {wire.PROTOCOL}," in page
+    words = set(re.findall(r"[\w-]+", page.replace("\\-", "-")))
+    assert set(calls.FAILURES) <= words
+    assert set(model.Resolution) <= words
+
+
+MODULES = {"p2psync.facts", "p2psync.core.model", "p2psync.core.replica"}
+INSIDE = {values.Replica, values.Home, values.More}
+"""What does not travel as an array."""
 
 
 def test_the_tour_of_the_readme_goes_as_it_is_told(tmp_path: Path) -> None:
