@@ -23,8 +23,10 @@ from p2psync.errors import Exit, NotAReplica, ReplicaError
 )
 @click.argument("address")
 @click.argument("directory", required=False, type=Directory(exists=False))
-@click.option("--name", help="What people call the new replica.  [default: host:directory]")
-@click.option("--peer", default="origin", show_default=True, help="What ADDRESS is called as a peer.")
+@click.option("--name", metavar="NAME", help="What people call the new replica.  [default: host:directory]")
+@click.option(
+    "--peer", metavar="NAME", default="origin", show_default=True, help="What ADDRESS is called as a peer."
+)
 @click.option("--create", is_flag=True, help="Make ADDRESS a replica if it is none yet.")
 @connection_options
 @click.option("-q", "--quiet", is_flag=True, help="Only tell of problems.")

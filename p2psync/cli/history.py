@@ -39,7 +39,9 @@ def _version(text: bytes) -> tuple[bytes, str | None]:
 
 @click.command("log", epilog=exits(Exit.LOCKED))
 @click.argument("path", required=False, type=click.Path(path_type=bytes))
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Runs shown at most.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="Runs shown at most."
+)
 @click.option("--graph", is_flag=True, help="Draw which replicas met, or whose edits of PATH did.")
 @JSON
 def log(path: bytes | None, limit: int, graph: bool, as_json: bool) -> None:
@@ -135,8 +137,15 @@ def undo(context: click.Context, run: str | None, dry_run: bool, as_json: bool) 
 
 
 @click.command("gc", epilog=exits(Exit.LOCKED))
-@click.option("--days", type=Number(0), help="Keep the history of so many days.  [default: 30]")
-@click.option("--percent", type=Number(0, 100), help="Keep at most that much of the disk.  [default: 10]")
+@click.option(
+    "--days", metavar="DAYS", type=Number(0), help="Keep the history of so many days.  [default: 30]"
+)
+@click.option(
+    "--percent",
+    metavar="PERCENT",
+    type=Number(0, 100),
+    help="Keep at most that much of the disk.  [default: 10]",
+)
 @DRY_RUN
 def gc_command(days: float | None, percent: float | None, dry_run: bool) -> None:
     """Remove history that is too old or too much; the latest run always stays.

@@ -148,7 +148,9 @@ def connection_options(command: Callable[..., None]) -> Callable[..., None]:
             " configured for that itself]",
         ),
         click.option("--remote-command", metavar="CMD", help="p2psync on the peer.  [default: p2psync]"),
-        click.option("-p", "--port", type=click.IntRange(1, 65535), help="Port of the peer's sshd."),
+        click.option(
+            "-p", "--port", metavar="PORT", type=click.IntRange(1, 65535), help="Port of the peer's sshd."
+        ),
         click.option("-e", "--ssh-command", metavar="CMD", help="The ssh to use.  [default: ssh]"),
     ):
         result = option(result)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog=exits())
 @click.argument("directory", type=Directory(exists=False), default=b".")
-@click.option("--name", help="What people call this replica.  [default: host:directory]")
+@click.option("--name", metavar="NAME", help="What people call this replica.  [default: host:directory]")
 def init(directory: bytes, name: str | None) -> None:
     """Make DIRECTORY (default: the current one) a replica.
 
