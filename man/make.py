@@ -24,6 +24,11 @@ from p2psync.cli import cli  # noqa: E402
 PROSE = tomllib.loads((HERE / "prose.toml").read_text("utf-8"))
 """What a page says beside the command's own help."""
 
+HOOKS = (
+    "These are run one after the other, in the root of the replica. What happened is JSON on their stdin, as"
+    " p2psync-json(5) has it. A text is split into words; only with shell = true does a shell see it."
+)
+
 
 def pages() -> dict[str, str]:
     """Return all pages that are made: by their path below this folder, the text."""
@@ -220,6 +225,8 @@ def _config() -> str:
         for one in settings.SETTINGS.values():
             if one.section == section:
                 lines += _setting(one)
+        if section == "hooks":
+            lines += [".PP", _text(HOOKS)]
     lines += [".SS [peer.NAME]", _text("A replica to sync with. What it does not say is as in [connection].")]
     for one in settings.PEER.values():
         lines += _setting(one)
@@ -244,17 +251,19 @@ def _config() -> str:
                 "",
                 "[merge]",
                 '"*.log" = "union"',
+                '"*.po" = "po-merge"',
                 "",
                 "[conflicts]",
                 '"*.bak" = "newest"',
                 "",
                 "[hooks]",
+                'on_change = ["make", "-C", "/home/ann/site"]',
                 "on_conflict = \"notify-send 'p2psync: a conflict'\"",
             ),
         ),
         ".EE",
         ".SH SEE ALSO",
-        "\\fBp2psync\\fR(1), \\fBp2psync\\-config\\fR(1)",
+        "\\fBp2psync\\fR(1), \\fBp2psync\\-config\\fR(1), \\fBp2psync\\-json\\fR(5)",
     ]
     return "\n".join(lines) + "\n"
 
