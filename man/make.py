@@ -1,13 +1,15 @@
-"""Makes the manual pages from the commands' own words, and what is written here: examples, files, settings.
+"""Makes the manual pages from the commands' own words, and from `prose.toml`, which has what these lack.
 
 Run it after a command or option has changed: `.venv/bin/python man/make.py`. A test tells when that is due.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,57 +21,13 @@ sys.path.insert(0, str(HERE.parent))
 from p2psync import settings  # noqa: E402
 from p2psync.cli import cli  # noqa: E402
 
-EXAMPLES = {
-    "": [("p2psync init ~/notes", ""), ("p2psync -C ~/notes sync laptop:notes", "")],
-    "init": [("p2psync init ~/notes", ""), ("p2psync init --name 'the stick' /media/stick/notes", "")],
-    "clone": [
-        ("p2psync clone laptop:notes", "makes ./notes"),
-        ("p2psync clone /media/stick/notes ~/notes", ""),
-    ],
-    "peer": [
-        ("p2psync peer add laptop ann@laptop:notes -p 2222", ""),
-        ("p2psync peer test laptop", "how fast is it, and what can its file system do?"),
-    ],
-    "sync": [
-        ("p2psync sync", "with all peers that are configured"),
-        ("p2psync sync -n laptop", "what would happen?"),
-        ("p2psync sync --path letters --exclude '*.tmp'", ""),
-        ("p2psync sync --mode mirror /mnt/backup/notes", "the copy becomes as it is here"),
-        ("p2psync sync -n --json > plan && p2psync sync --plan plan", "just what was shown, or nothing"),
-        ("p2psync sync --batch -q --timeout 3600", "in a crontab"),
-    ],
-    "watch": [
-        ("p2psync watch", ""),
-        ("p2psync watch --poll 5 nas:share", "a network mount tells of nothing"),
-    ],
-    "service": [("p2psync service install", "")],
-    "status": [
-        ("p2psync status", ""),
-        ("p2psync status --check --max-age 2h || mail -s 'not in step' ann", "in a crontab"),
-    ],
-    "conflicts": [("p2psync conflicts", ""), ("p2psync conflicts --json letters", "")],
-    "resolve": [
-        ("p2psync resolve letter.txt --keep ours", ""),
-        ("p2psync resolve --all --prefer newest", ""),
-        ("MERGE='code --wait' p2psync resolve letter.txt", ""),
-    ],
-    "diff": [("p2psync diff", ""), ("p2psync diff --stat laptop letters", "")],
-    "ignore": [("p2psync ignore '*.tmp' build/", ""), ("p2psync ignore --check build/x.o", "")],
-    "why": [("p2psync why letter.txt", "")],
-    "config": [
-        ("p2psync config set history.days 90", ""),
-        ("p2psync config set --user ui.color never", ""),
-        ("p2psync config set 'merge.*.log' union", ""),
-    ],
-    "log": [("p2psync log", ""), ("p2psync log letter.txt", "")],
-    "show": [("p2psync show letter.txt@20261123-160818", "")],
-    "restore": [("p2psync restore letters", ""), ("p2psync restore letter.txt --to /tmp/old.txt", "")],
-    "undo": [("p2psync undo -n", ""), ("p2psync undo 20261123-160818", "")],
-    "gc": [("p2psync gc --days 7 -n", "")],
-    "fsck": [("p2psync fsck --repair --peer laptop", "")],
-    "serve": [("p2psync serve --restrict-to /srv/notes --read-only", "the command of a key")],
-    "completion": [("p2psync completion bash > ~/.local/share/bash-completion/completions/p2psync", "")],
-}
+PROSE = tomllib.loads((HERE / "prose.toml").read_text("utf-8"))
+"""What a page says beside the command's own help."""
+
+HOOKS = (
+    "These are run one after the other, in the root of the replica. What happened is JSON on their stdin, as"
+    " p2psync-json(5) has it. A text is split into words; only with shell = true does a shell see it."
+)
 
 
 def pages() -> dict[str, str]:
@@ -100,15 +58,8 @@ def _main(context: click.Context) -> str:
         f"p2psync \\- {_text('keep directories identical, in both directions')}",
     ]
     lines += [".SH SYNOPSIS", ".B p2psync", "[\\fIOPTION\\fR]... \\fICOMMAND\\fR [\\fIARGUMENT\\fR]..."]
-    lines += [".SH DESCRIPTION", *_paragraphs(cli.help or "")]
+    lines += [".SH DESCRIPTION", *_description(cli, "p2psync")]
     lines += [
-        ".PP",
-        _text(
-            "Every replica keeps, beside its files, a folder .p2psync with a manifest: for each path a"
-            " version vector, that is which edit of which replica it has seen, and the hash of its contents."
-            " There is no server: any replica can sync with any other, in any order. What a sync replaces or"
-            " deletes is moved to a history, from which undo and restore bring it back."
-        ),
         ".SH OPTIONS",
         *_options(cli, context),
         ".SH COMMANDS",
@@ -124,19 +75,7 @@ def _main(context: click.Context) -> str:
         (".p2pignore, .p2psync/ignore", "what is left out: see p2psync-ignore(5)"),
     ):
         lines += [".TP", f".I {_text(file)}", _text(what)]
-    lines += _examples("")
-    lines += [
-        ".SH SEE ALSO",
-        ", ".join(
-            f"\\fB{page}\\fR({n})"
-            for page, n in (
-                ("p2psync\\-config", 5),
-                ("p2psync\\-ignore", 5),
-                ("p2psync\\-protocol", 7),
-                ("ssh", 1),
-            )
-        ),
-    ]
+    lines += [*_examples("p2psync"), *_see("p2psync")]
     return "\n".join(lines) + "\n"
 
 
@@ -144,7 +83,7 @@ def _page(name: str, command: click.Command) -> str:
     context = _context(command)
     lines = [_head(f"p2psync-{name}", 1), ".SH NAME", f"p2psync\\-{_text(name)} \\- {_text(_short(command))}"]
     lines += [".SH SYNOPSIS", *_synopsis(f"p2psync {name}", command, context)]
-    lines += [".SH DESCRIPTION", *_paragraphs(command.help or "")]
+    lines += [".SH DESCRIPTION", *_description(command, name)]
     if isinstance(command, click.Group):
         lines.append(".SH COMMANDS")
         for sub, inner in _commands(command, context):
@@ -157,13 +96,7 @@ def _page(name: str, command: click.Command) -> str:
     options = _options(command, context)
     if options:
         lines += [".SH OPTIONS", *options]
-    lines += _examples(name)
-    lines += [
-        ".SH EXIT STATUS",
-        *_exits(command),
-        ".SH SEE ALSO",
-        "\\fBp2psync\\fR(1), \\fBp2psync\\-config\\fR(5)",
-    ]
+    lines += [".SH EXIT STATUS", *_exits(command), *_examples(name), *_see(name)]
     return "\n".join(lines) + "\n"
 
 
@@ -186,7 +119,7 @@ def _options(command: click.Command, context: click.Context) -> list[str]:
     for param in command.get_params(context):
         if not isinstance(param, click.Option) or param.hidden:
             continue
-        value = "" if param.is_flag or param.count else f" \\fI{_text(param.make_metavar(context))}\\fR"
+        value = "" if param.is_flag or param.count else f" {_value(param, context)}"
         names = ", ".join(f"\\fB{_text(name)}\\fR{value}" for name in (*param.opts, *param.secondary_opts))
         lines += [".TP", names, _text(re.sub(r"\s+", " ", _help(param, context)))]
     return lines
@@ -194,25 +127,50 @@ def _options(command: click.Command, context: click.Context) -> list[str]:
 
 def _help(option: click.Option, context: click.Context) -> str:
     record = option.get_help_record(context)
-    return record[1].replace("  [", " [") if record else ""
+    text = re.sub(r"(; )?\b(\d+<=)?x[<>]=?\d+", "", record[1] if record else "")  # as code has a range
+    return text.replace("[]", "").replace("  [", " [").strip()
+
+
+def _value(option: click.Option, context: click.Context) -> str:
+    """Return what an option takes: a word for it, or the words that it can be."""
+    if isinstance(option.type, click.Choice):
+        return "|".join(f"\\fB{_text(str(word))}\\fR" for word in option.type.choices)
+    return f"\\fI{_text(option.make_metavar(context))}\\fR"
 
 
 def _exits(command: click.Command) -> list[str]:
-    text = (command.epilog or "").removeprefix("Exit codes: ").rstrip(".")
+    """Tell the exit codes of a command; of a group those of all that is in it."""
+    inner = command.commands.values() if isinstance(command, click.Group) and command is not cli else ()
+    meanings: dict[int, str] = {}
+    for one in (command, *inner):
+        text = (one.epilog or "").removeprefix("Exit codes: ").rstrip(".")
+        for part in re.split(r"; (?=\d)", text) if text else ():
+            code, _, meaning = part.partition(" ")
+            meanings.setdefault(int(code), meaning)
     lines = []
-    for part in re.split(r"; (?=\d)", text):
-        code, _, meaning = part.partition(" ")
+    for code, meaning in sorted(meanings.items()):
         lines += [".TP", f".B {code}", _text(meaning)]
     return lines
 
 
+def _description(command: click.Command, name: str) -> list[str]:
+    return [*_paragraphs(command.help or ""), ".PP", *_paragraphs(PROSE[name]["more"])]
+
+
 def _examples(name: str) -> list[str]:
     lines = [".SH EXAMPLES"]
-    for number, (command, what) in enumerate(EXAMPLES[name]):
+    for number, (command, what) in enumerate(PROSE[name]["examples"]):
         lines += [".PP"] if number else []
-        lines += [_text(what[0].upper() + what[1:]) + ":"] if what else []
+        end = "" if what.endswith("?") else ":"
+        lines += [_text(what[0].upper() + what[1:]) + end] if what else []
         lines += [".RS 4", ".EX", _text(command), ".EE", ".RE"]
     return lines
+
+
+def _see(name: str) -> list[str]:
+    found = [] if name == "p2psync" else ["p2psync(1)"]
+    pages = (re.fullmatch(r"(.*)\((\d)\)", page) for page in [*found, *PROSE[name]["see"]])
+    return [".SH SEE ALSO", ", ".join(f"\\fB{_text(page[1])}\\fR({page[2]})" for page in pages if page)]
 
 
 def _short(command: click.Command) -> str:
@@ -227,11 +185,12 @@ def _first_sentence(command: click.Command) -> str:
 
 def _paragraphs(text: str) -> list[str]:
     lines: list[str] = []
-    for number, paragraph in enumerate(text.split("\n\n")):
+    for number, paragraph in enumerate(inspect.cleandoc(text).split("\n\n")):
         if number:
             lines.append(".PP")
-        if "\b" in paragraph:
-            lines += [".EX", *map(_text, paragraph.split("\n")[1:]), ".EE"]
+        if "\b" in paragraph or paragraph.startswith("    "):
+            shown = textwrap.dedent(paragraph.removeprefix("\b\n"))
+            lines += [".RS 4", ".EX", *map(_text, shown.split("\n")), ".EE", ".RE"]
         else:
             lines.append(_text(re.sub(r"\s+", " ", paragraph.strip())))
     return lines
@@ -266,6 +225,8 @@ def _config() -> str:
         for one in settings.SETTINGS.values():
             if one.section == section:
                 lines += _setting(one)
+        if section == "hooks":
+            lines += [".PP", _text(HOOKS)]
     lines += [".SS [peer.NAME]", _text("A replica to sync with. What it does not say is as in [connection].")]
     for one in settings.PEER.values():
         lines += _setting(one)
@@ -290,29 +251,37 @@ def _config() -> str:
                 "",
                 "[merge]",
                 '"*.log" = "union"',
+                '"*.po" = "po-merge"',
                 "",
                 "[conflicts]",
                 '"*.bak" = "newest"',
                 "",
                 "[hooks]",
+                'on_change = ["make", "-C", "/home/ann/site"]',
                 "on_conflict = \"notify-send 'p2psync: a conflict'\"",
             ),
         ),
         ".EE",
         ".SH SEE ALSO",
-        "\\fBp2psync\\fR(1), \\fBp2psync\\-config\\fR(1)",
+        "\\fBp2psync\\fR(1), \\fBp2psync\\-config\\fR(1), \\fBp2psync\\-json\\fR(5)",
     ]
-    return "\n".join(line for line in lines if line != "") + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _setting(one: settings.Setting) -> list[str]:
     kinds = {str: "text", int: "number", float: "number", bool: "true or false", list: "list of texts"}
-    default = "" if one.default in (None, []) else f" Default: {one.default}."
+    default = "" if one.default in (None, []) else f" Default: {_shown(one.default)}."
     return [
         ".TP",
         f"\\fB{_text(one.key)}\\fR ({kinds[one.kind]})",
-        _text(f"{one.help[0].upper()}{one.help[1:]}.{default}"),
+        _text(
+            f"{one.help if one.help.startswith('p2psync') else one.help[0].upper() + one.help[1:]}.{default}"
+        ),
     ]
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).removesuffix(".0")
 
 
 def readme(text: str) -> str:

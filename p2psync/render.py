@@ -388,7 +388,7 @@ def complain(message: str, kind: str = "error") -> None:
 
 
 def as_json(runs: Sequence[PeerRun], error: P2PSyncError | None = None) -> str:
-    """Return what came of a run as one JSON document; its schema is in the README.
+    """Return what came of a run as one JSON document; p2psync-json(5) tells its keys.
 
     Args:
         runs: what came of each peer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import itertools
+import json
 import os
 import pty
 import re
@@ -14,14 +15,19 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import click
+import msgspec
 import pytest
 
+from p2psync import calls, facts, settings, wire
 from p2psync.cli import cli
+from p2psync.core import model
+from p2psync.core import replica as values
 from tests import tour
 from tests.cli_support import DEADLINE, p2psync, replica
 
@@ -175,6 +181,78 @@ def test_man_shows_each_page_without_a_warning(page: Path) -> None:
         env={**os.environ, "LC_ALL": "C"},
     )
     assert shown.stderr == ""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".1"], ids=lambda page: page.name)
+def test_a_command_is_told_in_prose_and_by_example(page: Path) -> None:
+    parts = dict(re.findall(r"^\.SH (.*)\n((?:(?!\.SH ).*\n)*)", page.read_text(), re.MULTILINE))
+    assert {"NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"} <= {*parts}
+    assert len(parts["DESCRIPTION"]) > 200
+    assert ".EX" in parts["EXAMPLES"]
+    text = page.read_text()
+    for odd in ("INTEGER", "FLOAT", "TEXT", "<=x", "x>="):
+        assert odd not in text
+    known = {f"{one.stem}({one.suffix[1:]})" for one in PAGES}
+    named = re.findall(r"\\fB(p2psync[\w\\-]*)\\fR(\(\d\))", text)
+    assert {name.replace("\\", "") + section for name, section in named} <= known
+
+
+def test_every_key_of_json_is_told(tmp_path: Path) -> None:
+    here = replica(tmp_path / "here", {"letter.txt": "a", "b": "1"})
+    p2psync(here, "sync", "--create", str(tmp_path / "there"))
+    p2psync(here, "peer", "add", "there", str(tmp_path / "there"))
+    for side in ("here", "there"):
+        (tmp_path / side / "letter.txt").write_text(side)
+    documents = [p2psync(here, "sync", *how, "--json", code=1) for how in (["-n"], [])]
+    (tmp_path / "there" / "b").write_text("2")
+    for command in (
+        *("status", "log", "log letter.txt", "conflicts", "diff", "why letter.txt", "fsck", "peer list"),
+        *("peer test there", "undo -n", "restore -n letter.txt", "resolve -n --all --keep ours"),
+    ):
+        documents.append(p2psync(here, *command.split(), "--json", code=command == "conflicts"))
+    words = set(re.findall(r"\w+", (MAN / "man5/p2psync-json.5").read_text()))
+    found = set[str]()
+    for document in documents:
+        found |= set(keys(json.loads(document.out)))
+    told_elsewhere = {*settings.PEER, *(key.replace("-", "_") for key in settings.PEER), *DISK}
+    assert found - told_elsewhere <= words
+    assert {"set_aside", "left_out", "round_trip_seconds", "differences"} <= found
+
+
+def keys(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from keys(inner)
+
+
+DISK = {"case", "permissions", "symlinks", "nanoseconds", "any names"}
+"""Keys of what a file system can do: words for people."""
+
+
+def fields(kind: type) -> str:
+    """Return the names of what a message or a value holds, in the order in which it travels."""
+    names = [one.name for one in msgspec.structs.fields(kind)] if issubclass(kind, msgspec.Struct) else None
+    return ", ".join(names if names is not None else kind._fields)  # type: ignore[attr-defined]
+
+
+def test_the_protocol_is_told_in_full() -> None:
+    page = (MAN / "man7/p2psync-protocol.7").read_text()
+    told = re.findall(r"^\.B (\w+\(.*\))$", page, re.MULTILINE)
+    assert sorted(told) == sorted(f"{call.__name__}({fields(call)})" for call in get_args(calls.AnyCall))
+    told = re.findall(r"^\.B (\w+\[.*\])$", page, re.MULTILINE)
+    known = [facts.Facts, model.Entry, model.Problem, model.Transition, *vars(values).values()]
+    travel = {kind for kind in known if isinstance(kind, type) and kind.__module__ in MODULES} - INSIDE
+    assert sorted(told) == sorted(f"{kind.__name__}[{fields(kind)}]" for kind in travel)
+    assert f"protocol {wire.PROTOCOL}," in page
+    words = set(re.findall(r"[\w-]+", page.replace("\\-", "-")))
+    assert set(calls.FAILURES) <= words
+    assert set(model.Resolution) <= words
+
+
+MODULES = {"p2psync.facts", "p2psync.core.model", "p2psync.core.replica"}
+INSIDE = {values.Replica, values.Home, values.More}
+"""What does not travel as an array."""
 
 
 def test_the_tour_of_the_readme_goes_as_it_is_told(tmp_path: Path) -> None:
