@@ -267,6 +267,7 @@ def _document(file: str) -> tomlkit.TOMLDocument:
 def _write(file: str, document: tomlkit.TOMLDocument) -> None:
     import tomlkit
 
+    file = os.path.realpath(file)  # who keeps such files elsewhere has links to them
     try:
         os.makedirs(os.path.dirname(file), exist_ok=True)
         with open(file + ".new", "w", encoding="utf-8") as target:

@@ -124,17 +124,22 @@ def add(root: bytes, file: bytes, patterns: Iterable[bytes]) -> list[bytes]:
         patterns: a line each.
 
     Raises:
-        ReplicaError: it cannot be written.
+        ReplicaError: it cannot be written, or is a link: whose rules would not count.
     """
     target = Path(os.fsdecode(join(root, file)))
+    if target.is_symlink():
+        raise ReplicaError(f"{target} is a link, and rules count only in a file: make it one")
+    made = Path(os.fsdecode(join(root, OWN) + b".new"))
     try:
         text = target.read_bytes() if target.exists() else b""
         known = set(text.splitlines())
         new = [pattern for pattern in dict.fromkeys(patterns) if pattern not in known]
         if new:
             text += b"" if not text or text.endswith(b"\n") else b"\n"
-            made = target.with_name(target.name + ".p2psync-new")
-            made.write_bytes(text + b"".join(pattern + b"\n" for pattern in new))
+            with made.open("wb") as written:
+                written.write(text + b"".join(pattern + b"\n" for pattern in new))
+                written.flush()
+                os.fsync(written.fileno())
             if target.exists():
                 made.chmod(target.stat().st_mode & 0o777)
             made.replace(target)

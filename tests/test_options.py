@@ -89,6 +89,16 @@ def test_a_mirror_makes_the_peer_the_same_and_keeps_what_it_had(roots: tuple[Pat
     assert p2psync(there, "sync", "--json", here).json["plan"] == []
 
 
+def test_a_mirror_touches_nothing_here(roots: tuple[Path, Path]) -> None:
+    here, there = roots
+    for root in roots:
+        write(root / "same", "made on both sides")
+    before = (here / "same").stat().st_mtime_ns
+    os.utime(there / "same", ns=(before + 10**9, before + 10**9))
+    p2psync(here, "sync", "--mode", "mirror", there)
+    assert (here / "same").stat().st_mtime_ns == (there / "same").stat().st_mtime_ns == before
+
+
 def test_a_mirror_is_guarded_as_any_sync(tmp_path: Path) -> None:
     here, there = pair(tmp_path, {"a": "1"})
     for number in range(40):

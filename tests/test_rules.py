@@ -99,6 +99,15 @@ def test_what_can_be_no_pattern_is_refused(root: Path, arguments: list[str]) -> 
     p2psync(root, *arguments, code=2)
 
 
+def test_a_link_to_an_ignore_file_is_not_written_through(tmp_path: Path) -> None:
+    """Its rules would not count: a file that is a link is synced as one."""
+    here = replica(tmp_path / "here", {"rules": "a\n"})
+    (here / ".p2pignore").symlink_to("rules")
+    assert "is a link" in p2psync(here, "ignore", "*.tmp", code=3).err
+    assert (here / "rules").read_text() == "a\n"
+    assert (here / ".p2pignore").is_symlink()
+
+
 def test_why_tells_rule_versions_and_the_next_sync(tmp_path: Path) -> None:
     here, there = pair(tmp_path, {"f": "1\n", "both": "1\n", "gone": "x"})
     p2psync(here, "peer", "add", "there", there)

@@ -133,6 +133,15 @@ def test_settings_of_the_user_count_for_all_replicas(root: Path, tmp_path: Path)
     assert "history.percent" in p2psync(root, "config", "list").out
 
 
+def test_a_file_of_settings_that_is_kept_elsewhere_stays_a_link(root: Path, tmp_path: Path) -> None:
+    write(tmp_path / "dotfiles/p2psync.toml", "# mine\n")
+    (tmp_path / "user/p2psync").mkdir(parents=True)
+    (tmp_path / "user/p2psync/config.toml").symlink_to(tmp_path / "dotfiles/p2psync.toml")
+    p2psync(root, "config", "set", "--user", "history.days", "7", env=of_user(root))
+    assert (tmp_path / "user/p2psync/config.toml").is_symlink()
+    assert (tmp_path / "dotfiles/p2psync.toml").read_text() == "# mine\n\n[history]\ndays = 7.0\n"
+
+
 def test_a_peer_is_set_up_and_one_that_is_not_there_is_not_made(root: Path) -> None:
     p2psync(root, "peer", "add", "a", "host:a")
     for key, value in (("mode", "push"), ("paths", "x,y"), ("reuse", "false"), ("port", "7")):

@@ -180,7 +180,7 @@ class _Judge:
         if theirs is None or (ours is not None and theirs.version <= ours.version):
             return Verdict(ours) if ours else None
         if ours is not None and ours.same_content(theirs):
-            return Verdict(_join(ours, theirs))
+            return Verdict(replace(_join(ours, theirs), mtime_ns=ours.mtime_ns))
         if ours is None and not theirs.alive:
             return Verdict(theirs)
         final = ours if ours is not None else Entry(kind=Kind.TOMBSTONE)
