@@ -50,6 +50,7 @@ CHANGED_BY_EACH: Tree = {
     b"mode": b"mode\n",
     b"edited": b"".join(b"line %d\n" % number for number in range(30_000)),
     **{b"many/%d" % number: b"one of many: %d\n" % number for number in range(8)},
+    **{b"moves/%d" % number: b"one that moves: %d\n" % number for number in range(8)},
 }
 CHANGED_BY_BOTH: Tree = {b"same": b"same\n", MERGED: b"1\n2\n3\n4\n5\n", b"disputed": b"disputed\n"}
 
@@ -83,6 +84,7 @@ def _change(root: Path, new: bytes) -> None:
         path = root / name
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (root / "renamed from").rename(root / "renamed to")
+    (root / "moves").rename(root / "moved")
     (root / "mode").chmod(0o600)
     made: Tree = {
         b"replaced": new,
