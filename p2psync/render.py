@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from p2psync.core.model import Action, Conflict, Kind, Resolution, Transition, action_of
+from p2psync.core.order import moved
 from p2psync.core.paths import printable, shown
 from p2psync.errors import Exit, P2PSyncError
 from p2psync.run import PeerRun, worst
@@ -269,29 +270,31 @@ def _table(name: str, result: Result, colour: bool) -> str:
     conflicts = {conflict.path: conflict.resolution for conflict in result.conflicts}
     copies = {conflict.copy for conflict in result.conflicts if conflict.copy}
     for where, side, source in (("here", result.local, f"on {name}"), (f"on {name}", result.peer, "here")):
-        for step in _visible(side.transitions):
-            action = action_of(step)
-            entry = step.expected if action is Action.DELETE and step.expected else step.wanted
+        for told in _told(side.transitions):
+            step = told.step
+            entry = step.expected if told.word == "deleted" and step.expected else step.wanted
             size = size_of(entry.size) if entry.kind is Kind.FILE else ""
+            if told.paths > 1:
+                size = _plural(told.paths, "path")
             if step.path in conflicts:
                 why = "merged" if conflicts[step.path] is Resolution.MERGED else "conflict"
             elif step.path in copies:
                 why = "the other version of a conflict"
             else:
-                why = f"{ACTION_WORDS[action]} {source}"
-            surprise = _SURPRISES.get(action, 3) if why != "conflict" else 1
-            rows.append((surprise, step.path, (ACTION_WORDS[action], where, size), why))
+                why = f"{told.word} {source}"
+            surprise = _SURPRISES.get(told.word, 3) if why != "conflict" else 1
+            rows.append((surprise, told.what, (told.word, where, size), why))
     rows.sort(key=lambda row: row[:2])
     widths = [max((len(row[2][at]) for row in rows), default=0) for at in range(3)]
     lines = []
-    for surprise, path, (word, where, size), why in rows:
-        cells = f"{word:<{widths[0]}}  {where:<{widths[1]}}  {size:>{widths[2]}}  {shown(path)}  ({why})"
+    for surprise, what, (word, where, size), why in rows:
+        cells = f"{word:<{widths[0]}}  {where:<{widths[1]}}  {size:>{widths[2]}}  {what}  ({why})"
         code = _SURPRISE_COLOURS.get(surprise) if colour else None
         lines.append(f"\x1b[{code}m{cells}\x1b[0m\n" if code else f"{cells}\n")
     return "".join(lines)
 
 
-_SURPRISES = {Action.DELETE: 0, Action.REPLACE: 2}
+_SURPRISES = {"deleted": 0, "replaced": 2}
 _SURPRISE_COLOURS = {0: "31", 1: "33", 2: "33"}
 
 
@@ -309,8 +312,8 @@ def _report_result(
                 )
     if verbose:
         for where, side in sides:
-            for transition in _visible(side.transitions):
-                print(f"{where:>12}  {ACTION_WORDS[action_of(transition)]:<11}  {shown(transition.path)}")
+            for told_of in _told(side.transitions):
+                print(f"{where:>12}  {told_of.word:<11}  {told_of.what}")
     for conflict in result.conflicts:
         if conflict.open or not quiet:
             print(conflict_line(conflict))
@@ -361,12 +364,36 @@ def count_changes(name: str, result: Result) -> list[str]:
     """Return how many paths changed, on each side on which some did."""
     parts = []
     for where, side in (("here", result.local), (f"on {name}", result.peer)):
-        counts = Counter(action for action, _ in changes_of(side))
+        failed = {problem.path for problem in side.problems}
+        counts: Counter[str] = Counter()
+        for told in _told(step for step in side.transitions if step.path not in failed):
+            counts[told.word] += told.paths
         if counts:
-            parts.append(
-                ", ".join(f"{count} {ACTION_WORDS[action]}" for action, count in counts.items()) + f" {where}"
-            )
+            parts.append(", ".join(f"{count} {word}" for word, count in counts.items()) + f" {where}")
     return parts
+
+
+class _Told(NamedTuple):
+    """What happens on one side, as people see it."""
+
+    word: str
+    what: str
+    step: Transition
+    """Of a move, what makes the path at its new place."""
+    paths: int = 1
+
+
+def _told(transitions: Iterable[Transition]) -> list[_Told]:
+    steps = _visible(transitions)
+    moving = [*moved(steps)]
+    apart = {step.path for together in moving for move in together for step in move}
+    told = [
+        _Told("moved", f"{shown(old.path)} -> {shown(new.path)}", new, len(together))
+        for together in moving
+        for old, new in together[:1]
+    ]
+    told += [_Told(ACTION_WORDS[action_of(s)], shown(s.path), s) for s in steps if s.path not in apart]
+    return told
 
 
 def changes_of(side: Side) -> list[tuple[Action, bytes]]:

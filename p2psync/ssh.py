@@ -156,7 +156,10 @@ def _why_ended(host: str, far: str) -> Callable[[int], str]:
             case 255:
                 return f"ssh could not connect to {host}; what it said is above"
             case 126 | 127:
-                return f"{far} was not found on {host}: install it there or give --remote-command"
+                return (
+                    f"{far} was not found on {host}: install it there, or say where it is with"
+                    " --remote-command (to keep that: `p2psync config set peer.NAME.remote-command CMD`)"
+                )
             case _:
                 return f"p2psync on {host} ended with code {code}, before it said anything"
 

@@ -203,6 +203,20 @@ def test_a_dry_run_is_a_table_with_the_greatest_surprises_first(roots: tuple[Pat
     assert "\x1b[31mdeleted" in on_terminal(here, "sync", "-n", code=1).out
 
 
+def test_what_moves_is_told_as_that(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {**{f"d/{name}": name for name in "abcdefgh"}, "f": "file", "g": "stays"})
+    (here / "d").rename(here / "e")
+    (here / "f").rename(here / "h")
+    assert p2psync(here, "sync", "-n", there).out.splitlines() == [
+        f"moved  on {there}  9 paths  d -> e  (moved here)",
+        f"moved  on {there}      4 B  f -> h  (moved here)",
+        f"{there}: would be: 10 moved on {there}",
+    ]
+    said = p2psync(here, "sync", "-v", there).out.splitlines()
+    assert [line.split()[-4:] for line in said[:2]] == [["moved", "d", "->", "e"], ["moved", "f", "->", "h"]]
+    assert said[2].startswith(f"{there}: 10 moved on {there} in ")
+
+
 # -- how it talks
 
 

@@ -92,7 +92,9 @@ def resolve(
     if (keep is not None) + (prefer is not None) + (chosen_tool is not None) > 1:
         raise click.UsageError("--keep, --prefer and --tool are three ways: choose one")
     if keep is None and prefer is None and tool is None:
-        raise click.UsageError("say which version to keep: --keep, --prefer or --tool")
+        raise click.UsageError(
+            "say which version to keep: --keep ours|theirs|both|merged, --prefer newest|PEER, or --tool CMD"
+        )
     root = find_root()
     with own(root) as replica:
         replica.scan(not dry_run)

@@ -6,7 +6,7 @@ Also which of them are moves: a file that goes away here is what is to be made t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 
 from p2psync.core.model import Digest, Kind, Transition
@@ -127,6 +127,19 @@ def moved_folders(transitions: Iterable[Transition], moves: Mapping[bytes, bytes
         if len(together) == len(gone) == inside[new] + 1:
             found[new] = sorted(together, key=lambda move: move[0].path)
     return found
+
+
+def moved(transitions: Iterable[Transition]) -> Iterator[list[Move]]:
+    """Yield what moves, as people see it: a file, or a folder, first, with all that is in it."""
+    steps = list(transitions)
+    files = moves(steps)
+    folders = moved_folders(steps, files)
+    yield from folders.values()
+    with_folder = {step.path for together in folders.values() for move in together for step in move}
+    by_path = {step.path: step for step in steps} if files else {}
+    for new, old in files.items():
+        if with_folder.isdisjoint((new, old)):
+            yield [(by_path[old], by_path[new])]
 
 
 def _is_move(gone: Transition, made: Transition) -> bool:

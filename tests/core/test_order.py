@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from p2psync.core.model import Digest, Entry, Kind, Resolution, Transition
-from p2psync.core.order import in_order, moved_folders, moves, takes_away, whole_folders
+from p2psync.core.order import in_order, moved, moved_folders, moves, takes_away, whole_folders
 from p2psync.core.paths import ancestors
 
 FILE = Entry(kind=Kind.FILE, digest=Digest(b"d" * 16), size=1)
@@ -101,6 +101,19 @@ def test_a_folder_that_comes_elsewhere_just_as_it_goes_is_moved(new: bytes, rand
         (step.path, new + step.path[1:]) for step in plan if not step.wanted.alive
     }
     assert (found[new][0][0].path, found[new][0][1].path) == (b"o", new)
+
+
+@given(PLANS, st.booleans(), st.randoms())
+def test_what_moves_is_told_once(plan: list[Transition], with_folder: bool, random: Random) -> None:
+    if with_folder:
+        plan = [*plan, *folder_plan(b"o", b"n")]
+    random.shuffle(plan)
+    found = [move for together in moved(plan) for move in together]
+    assert len({step.path for move in found for step in move}) == 2 * len(found)
+    assert bool(found) == bool(moves(plan))
+    for gone, made in found:
+        assert gone in plan and made in plan and not gone.wanted.alive
+        assert gone.expected and made.wanted.same_bytes(gone.expected)
 
 
 DEPARTURES: dict[str, Callable[[list[Transition]], list[Transition]]] = {
