@@ -756,7 +756,7 @@ def test_a_path_arrives_as_one_word_and_nothing_else_happens(ssh: Ssh, tmp_path:
     ("script", "message"),
     [
         ("exit 255", "ssh could not connect to me@nas"),
-        ("exit 127", "p2psync was not found on me@nas: install it there or give --remote-command"),
+        ("exit 127", "p2psync was not found on me@nas: install it there, or say where .* --remote-command"),
         ("exit 126", "was not found on me@nas"),
         ("exit 0", "p2psync on me@nas ended with code 0"),
         (rf"printf 'p2psync\0\0\{PROTOCOL}\0'", "p2psync on me@nas ended with code 0"),
