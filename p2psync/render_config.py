@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from p2psync.core.paths import printable
-from p2psync.render import columns
 from p2psync.settings import Settings
+from p2psync.words import columns
 
 
 def value_text(value: Any) -> str:  # noqa: ANN401 - of any setting

@@ -10,7 +10,7 @@ from p2psync.conflicts import Open, Settled
 from p2psync.core.model import Entry, Kind
 from p2psync.core.paths import printable, shown
 from p2psync.core.vector import ReplicaId
-from p2psync.render import complain, json_path, size_of, when
+from p2psync.words import complain, json_path, size_of, when
 
 Names = Mapping[ReplicaId, str]
 

@@ -10,7 +10,7 @@ from p2psync.compare import Difference
 from p2psync.core.diff import counts, hunks
 from p2psync.core.model import Entry, Kind
 from p2psync.core.paths import printable, shown
-from p2psync.render import json_path, size_of
+from p2psync.words import json_path, size_of
 
 _COLOURS = {b"+": "32", b"-": "31", b"@": "36"}
 

@@ -8,7 +8,7 @@ from collections import Counter
 from p2psync.core.damage import Finding, What
 from p2psync.core.paths import printable, shown
 from p2psync.fsck import Report
-from p2psync.render import json_path, size_of
+from p2psync.words import json_path, size_of
 
 
 def text(report: Report, repair: bool) -> str:

@@ -15,8 +15,8 @@ from p2psync.core.model import Action, Entry, Kind, Transition, action_of
 from p2psync.core.paths import printable, shown
 from p2psync.core.retention import Kept
 from p2psync.local import LocalReplica
-from p2psync.render import ACTION_WORDS, columns, complain, json_path, size_of
 from p2psync.undo import NotFound, Outcome
+from p2psync.words import ACTION_WORDS, columns, complain, json_path, size_of
 
 
 @dataclass

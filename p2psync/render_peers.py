@@ -11,7 +11,7 @@ import msgspec
 from p2psync.config import Peer
 from p2psync.core.paths import printable
 from p2psync.facts import Facts
-from p2psync.render import columns, size_of
+from p2psync.words import columns, size_of
 
 
 @dataclass

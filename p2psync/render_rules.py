@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 
 from p2psync.core.model import Action, action_of
 from p2psync.core.paths import printable, shown
-from p2psync.render import ACTION_WORDS, conflict_line, json_path
+from p2psync.render import conflict_line
 from p2psync.render_log import VersionShown, versions_text
 from p2psync.rules import Rule
 from p2psync.run import PeerRun
+from p2psync.words import ACTION_WORDS, json_path
 
 
 @dataclass

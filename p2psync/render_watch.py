@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 from p2psync.core.paths import printable
-from p2psync.render import changes_of, conflict_line, count_changes, json_path, size_of
+from p2psync.render import changes_of, conflict_line, count_changes
 from p2psync.sync import Result
 from p2psync.watch import Connected, Event, Lost, Started, Synced, Warned
+from p2psync.words import json_path, size_of
 
 
 def text(event: Event) -> list[str]:

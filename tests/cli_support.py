@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from p2psync.core.model import Prefer
 from p2psync.local import LocalReplica, init
-from p2psync.render import Silent
+from p2psync.progress import Silent
 from p2psync.sync import Session
 
 COMMAND = (sys.executable, "-P", "-m", "p2psync")

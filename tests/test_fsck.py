@@ -27,7 +27,7 @@ from p2psync.core.vector import ReplicaId
 from p2psync.errors import Exit, PeerError, ProtocolError, Unreachable
 from p2psync.fsck import Report, fsck
 from p2psync.local import LocalReplica
-from p2psync.render import Silent
+from p2psync.progress import Silent
 from p2psync.render_fsck import as_json, text
 from p2psync.restrict import Key
 from p2psync.run import open_replica

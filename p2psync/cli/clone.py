@@ -49,6 +49,7 @@ def clone(
     from p2psync import config, local, render, run
     from p2psync.core.paths import shown
     from p2psync.peer import parse_address
+    from p2psync.progress import Line, Silent
     from p2psync.root import is_sidecar
 
     place = absolute(address)
@@ -69,7 +70,7 @@ def clone(
         local.init(target, name)
         config.add_peer(target, chosen)
     talkative = is_terminal(2) and not quiet
-    with render.Line() if talkative else render.Silent() as progress:
+    with Line() if talkative else Silent() as progress:
         options = run.Options(create=create)
         runs = run.sync(target, [chosen], options, progress, lambda question: False)
     if any(isinstance(one.error, NotAReplica) for one in runs) and not begun:

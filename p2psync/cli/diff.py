@@ -47,10 +47,11 @@ def diff(
     `-` is what the peer has, `+` what is here. Without PEER it is the only one that is configured. With PATH:
     only what is there and below. Nothing is changed on either side.
     """
-    from p2psync import render, render_diff
+    from p2psync import render_diff
     from p2psync.compare import compare
     from p2psync.core.paths import shown
     from p2psync.peer import parse_address
+    from p2psync.progress import Silent
     from p2psync.run import open_address
 
     root = find_root()
@@ -60,7 +61,7 @@ def diff(
         home = opened.enter_context(own(root))
         far = open_address(parse_address(peer.address, port=peer.port), peer, root)
         opened.callback(far.close)
-        found = compare(home, far, render.Silent(), within, texts=not as_json)
+        found = compare(home, far, Silent(), within, texts=not as_json)
     for problem in found.problems:
         complain(f"{shown(problem.path)} {problem.why}")
     if as_json:

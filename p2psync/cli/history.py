@@ -188,15 +188,16 @@ def fsck(
     bytes from the history, from another file or from the peer, verifies them and puts them in place; the
     rotten ones go to the history.
     """
-    from p2psync import fsck, render, render_fsck
+    from p2psync import fsck, render_fsck
     from p2psync.local import LocalReplica
+    from p2psync.progress import Line, Silent
 
     root = find_root()
     far = chosen_peers(root, (peer,), connection)[0] if peer is not None else None
     talkative = is_terminal(2) and not as_json
     with closing(LocalReplica(root, lock=False)):
         pass  # a damaged manifest must not be mended before it was checked
-    with own(root) as replica, render.Line() if talkative else render.Silent() as progress:
+    with own(root) as replica, Line() if talkative else Silent() as progress:
         report = fsck.fsck(root, replica, far, repair, progress)
     click.echo(render_fsck.as_json(report) if as_json else render_fsck.text(report, repair), nl=False)
     if report.error:

@@ -143,15 +143,15 @@ def status(context: click.Context, check: bool, max_age: float, as_json: bool) -
     """Show what changed here since the last sync, how it stands with each peer, and a running watch."""
     import time
 
-    from p2psync import render
+    from p2psync import render_status
     from p2psync.status import status
 
     now = status(find_root())
     if not check:
-        click.echo(render.status_json(now) if as_json else render.status_text(now), nl=False)
+        click.echo(render_status.as_json(now) if as_json else render_status.text(now), nl=False)
         return
     late = [peer for peer in now.peers if peer.out_of_step(time.time(), max_age)]
-    click.echo(render.status_json(now) if as_json else render.late_text(late), nl=False)
+    click.echo(render_status.as_json(now) if as_json else render_status.late_text(late), nl=False)
     context.exit(Exit.CONFLICTS if late else Exit.IN_STEP)
 
 

@@ -59,8 +59,9 @@ def why(path: bytes, offline: bool, connection: Connection, as_json: bool) -> No
 
     The peers that are configured are asked, by a dry run that changes nothing.
     """
-    from p2psync import config, render, render_log, render_rules, rules, run
+    from p2psync import config, render_log, render_rules, rules, run
     from p2psync.local import LocalReplica
+    from p2psync.progress import Silent
     from p2psync.undo import NotFound
 
     root = find_root()
@@ -75,6 +76,6 @@ def why(path: bytes, offline: bool, connection: Connection, as_json: bool) -> No
     runs = []
     if peers and not (rule and rule.ignored):
         options = run.Options(dry_run=True)
-        runs = run.sync(root, peers, options, render.Silent(), lambda question: False)
+        runs = run.sync(root, peers, options, Silent(), lambda question: False)
     told = render_rules.Told(place, os.path.lexists(path), rule, versions, runs)
     click.echo(render_rules.why_json(told) if as_json else render_rules.why_text(told), nl=False)

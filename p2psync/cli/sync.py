@@ -210,6 +210,7 @@ def sync(
             from p2psync import render, run
             from p2psync.core.choose import Mode
             from p2psync.core.model import Prefer
+            from p2psync.progress import teller
 
             options = run.Options(
                 Prefer(prefer or found["sync.prefer"]),
@@ -224,7 +225,7 @@ def sync(
                 plans,
                 drivers(found, prefer is None),
             )
-            with render.progress(progress) as told:
+            with teller(progress) as told:
                 runs = run.sync(root, chosen, options, told, _answer(yes, batch), early)
     except P2PSyncError as error:
         if as_json:

@@ -82,7 +82,7 @@ def watch(
     from p2psync.core.model import Prefer
     from p2psync.hooks import Hooks
     from p2psync.manager import Manager
-    from p2psync.render import Silent
+    from p2psync.progress import Silent
     from p2psync.watch import Event, Settings, Warned, Watch
 
     gc.enable()  # it runs for weeks
