@@ -16,7 +16,8 @@ from p2psync.core.paths import split
 from p2psync.core.retention import DAY_SECONDS, Kept, Limits, expired
 from p2psync.disk import Root, exists
 from p2psync.history import History
-from p2psync.manifest import Manifest, Run
+from p2psync.manifest import Manifest
+from p2psync.past import Run
 
 TOMBSTONE_DAYS = 30
 """A deletion is remembered at least this long, and until all replicas that are known have it."""
@@ -43,8 +44,8 @@ class Collector:
 
     def collect_if_due(self, limits: Limits) -> None:
         """Collect if the last time is a day ago, or there is too much; raises as `collect`."""
-        too_much = self._manifest.kept_in_history() > self._disk() * limits.percent / 100
-        if too_much or time.time() - self._manifest.collected_at() > DAY_SECONDS:
+        too_much = self._manifest.past.kept_in_history() > self._disk() * limits.percent / 100
+        if too_much or time.time() - self._manifest.past.collected_at() > DAY_SECONDS:
             self.collect(limits)
 
     def collect(self, limits: Limits, dry_run: bool = False) -> list[Kept]:
@@ -57,7 +58,7 @@ class Collector:
             ReplicaError: the manifest cannot be written to.
         """
         now = time.time()
-        runs = self._manifest.runs()
+        runs = self._manifest.past.runs()
         kept = [*(Kept(run.name, run.at, run.size) for run in runs), *self._contents.unrecorded()]
         gone = expired(kept, now, self._disk(), limits)
         if dry_run:
@@ -70,10 +71,10 @@ class Collector:
         old = self._manifest.tombstones(int((now - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
-            self._manifest.forget_runs(names)
+            self._manifest.past.forget_runs(names)
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
-            self._manifest.set_collected(int(now))
+            self._manifest.past.set_collected(int(now))
         self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
         self._remove(gone)
         return gone
@@ -97,7 +98,7 @@ class Collector:
         """Keep the texts of a run's history that some replica may still have as its latest version."""
         if run.seq <= self._manifest.acknowledged():
             return
-        for _, before, _ in self._manifest.changed_by(run.seq):
+        for _, before, _ in self._manifest.past.changed_by(run.seq):
             if before and before.kind is Kind.FILE and before.size <= MAX_TEXT:
                 with self._contents.in_history(before.digest) as fd:
                     if fd is not None:
@@ -108,7 +109,7 @@ class Collector:
 
         A folder that was deleted but is still there holds ignored files, and must not look new.
         """
-        if any(version.seq in runs for version in self._manifest.versions(path)):
+        if any(version.seq in runs for version in self._manifest.past.versions(path)):
             return True
         folder, name = split(path)
         with contextlib.suppress(OSError):

@@ -65,14 +65,16 @@ class Open:
 def open_conflicts(replica: LocalReplica) -> list[Open]:
     """Return the conflicts whose copies are still there, in the order of their paths."""
     manifest = replica.manifest
-    recorded = {copy: (path, at) for path, copy, at in manifest.set_aside()}
+    recorded = {copy: (path, at) for path, copy, at in manifest.past.set_aside()}
     found = []
     for copy in sorted({*recorded, *manifest.named(b".sync-conflict-")}):
         loser = manifest.entry(copy)
         if loser is None or not loser.alive or loser.kind is Kind.DIRECTORY:
             continue
         path, at = recorded.get(copy, (original(copy), None))
-        if copy not in recorded and not _is_copy_of(copy, path, [v.entry for v in manifest.versions(copy)]):
+        if copy not in recorded and not _is_copy_of(
+            copy, path, [v.entry for v in manifest.past.versions(copy)]
+        ):
             continue
         found.append(_open(replica, path, copy, loser, at))
     return sorted(found, key=lambda conflict: (conflict.path, conflict.copy))
@@ -93,8 +95,8 @@ def _names(path: bytes, entry: Entry) -> Iterator[bytes]:
 
 
 def _open(replica: LocalReplica, path: bytes, copy: bytes, loser: Entry, at: int | None) -> Open:
-    first = next(v.entry for v in replica.manifest.versions(copy) if v.entry.alive)
-    versions: list[Entry | None] = [version.entry for version in replica.manifest.versions(path)]
+    first = next(v.entry for v in replica.manifest.past.versions(copy) if v.entry.alive)
+    versions: list[Entry | None] = [version.entry for version in replica.manifest.past.versions(path)]
     *earlier, present = versions or [None]
     winner = present if present is not None and present.alive else None
     # What kept the path has the decision in its version; what was edited there since has it too, and more.
@@ -279,7 +281,7 @@ def _free(replica: LocalReplica, path: bytes, taken: set[bytes]) -> bytes:
 
 def base_of(replica: LocalReplica, conflict: Open) -> bytes | None:
     """Return the text that both versions were made from, None if it is not kept here."""
-    entries = [version.entry for version in reversed(replica.manifest.versions(conflict.path))]
+    entries = [version.entry for version in reversed(replica.manifest.past.versions(conflict.path))]
     common = [
         entry.digest
         for entry in entries

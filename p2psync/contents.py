@@ -55,7 +55,7 @@ class Contents:
 
     def unrecorded(self) -> list[Kept]:
         """Return what the history has from runs that died before they could be recorded."""
-        recorded = {run.name for run in self._manifest.runs()}
+        recorded = {run.name for run in self._manifest.past.runs()}
         names = (name for name in self._history.runs() if name not in recorded)
         return [Kept(name, began(name), self._history.size(name)) for name in names]
 
@@ -151,7 +151,7 @@ class Contents:
 
     def _shelves(self, digest: Digest) -> Iterator[Shelf]:
         """Yield where the history should have a file with this digest."""
-        for run, path in self._manifest.replaced(digest):
+        for run, path in self._manifest.past.replaced(digest):
             for name in (run,) if run else self._died:
                 yield from self._history.places(name, path)
 

@@ -46,7 +46,7 @@ from p2psync.disk import (
 from p2psync.errors import Exit, P2PSyncError, ProtocolError, ReplicaError
 from p2psync.history import History
 from p2psync.local import LocalReplica
-from p2psync.manifest import Run
+from p2psync.past import Run
 from p2psync.peer import parse_address
 from p2psync.run import open_address
 from p2psync.scan import Scan
@@ -266,10 +266,10 @@ class _Check:
         if not self._readable_past:
             self.report.is_complete = False
             return
-        runs = self._manifest.runs()
+        runs = self._manifest.past.runs()
         self._progress.begin("reading the history", len(runs))
         for run in reversed(runs):
-            changes = list(self._manifest.changed_by(run.seq))
+            changes = list(self._manifest.past.changed_by(run.seq))
             came = {change.after.digest for change in changes if not (change.before and change.before.alive)}
             for change in changes:
                 if change.before and went_to_history(change):
@@ -390,7 +390,7 @@ class _Check:
             for step in steps
             if step.expected
         }
-        name = history.begin_run(self._history, self._manifest.has_run, now)
+        name = history.begin_run(self._history, self._manifest.past.has_run, now)
         sync_file_system(self._root.fd)
         records = []
         for outcome in Applier(

@@ -67,7 +67,8 @@ from p2psync.disk import (
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
 from p2psync.held import Held
 from p2psync.history import History
-from p2psync.manifest import Manifest, PeerRecord, Run
+from p2psync.manifest import Manifest, PeerRecord
+from p2psync.past import Run
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
 from p2psync.sender import Sender
@@ -389,7 +390,7 @@ class LocalReplica:
 
     def contests(self) -> dict[bytes, Contest]:
         """Return the conflicts settled before whose conflict copies are still there, by path."""
-        return self._manifest.contests()
+        return self._manifest.past.contests()
 
     def use_stamp(self, stamp: Stamp) -> None:
         """Make the tick of a stamp durable (I2)."""
@@ -550,7 +551,7 @@ class LocalReplica:
         if not transitions:
             return
         now = time.time()
-        run = history.begin_run(self._history, self._manifest.has_run, now)
+        run = history.begin_run(self._history, self._manifest.past.has_run, now)
         self._stage.finish_directories()
         wait_for_disk = begin_sync(self._root.fd)
         self._foresee()
@@ -579,7 +580,7 @@ class LocalReplica:
             settled = _settled(transitions, {problem.path for problem in problems})
             if settled or done > len(records) or any(map(_shows, records)):
                 size = sum(_displaced(record) for record in records if record.path not in moved)
-                self._manifest.add_run(Run(seq, run, int(now), kind, about, size), settled)
+                self._manifest.past.add_run(Run(seq, run, int(now), kind, about, size), settled)
                 self._run = seq
             gone = {record.path for record in records if not record.row.entry.alive}
             self._manifest.forget_fingerprints(gone | touched)
@@ -682,7 +683,7 @@ class LocalReplica:
             self._manifest.keep(self._bases.flush())
             self._manifest.set_mark(peer, mark, time.time())
             if self._run:
-                self._manifest.name_run(self._run, peer.name)
+                self._manifest.past.name_run(self._run, peer.name)
         self._run = 0
         if self._cleans:
             with contextlib.suppress(OSError, ReplicaError):  # what cannot be done now is done another day

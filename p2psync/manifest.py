@@ -12,19 +12,19 @@ import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Resolution, Row, Stat
+from p2psync.columns import ENTRY, decoded, entry_columns, entry_of, row_of
+from p2psync.core.model import Digest, Entry, Extent, Record, Row
 from p2psync.core.paths import join, split
-from p2psync.core.reconcile import Contest
 from p2psync.core.replica import Change, Identity, Mark, Point
-from p2psync.core.revert import Changed
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, is_sound, told
 from p2psync.errors import Damaged, ReplicaError
+from p2psync.past import Past, Run
 
 _T = TypeVar("_T")
 
@@ -74,8 +74,6 @@ CREATE TABLE nonce (seq INTEGER PRIMARY KEY, nonce INTEGER NOT NULL);
 
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
-_KINDS = list(Kind)
-_ENTRY = "kind, version, revision, digest, size, mode, mtime_ns, target"
 
 
 class PeerRecord(NamedTuple):
@@ -94,38 +92,12 @@ RECALLED = 100_000
 """Changes of its own that a replica recalls: who has not met it for so many takes it for a copy."""
 
 
-class Run(NamedTuple):
-    """What changed a replica's tree, but for its users."""
-
-    seq: int
-    """Of the commit that recorded it."""
-    name: str
-    """What people call it, and its folder in the history."""
-    at: int
-    """Seconds since 1970."""
-    kind: str
-    """sync, undo, restore or repair."""
-    peer: str
-    """The other side's name, or what was undone or restored."""
-    size: int
-    """Bytes that it put into the history."""
-
-
-class Remembered(NamedTuple):
-    """A version of a path."""
-
-    entry: Entry
-    born: int
-    """The sequence number under which it was recorded."""
-    seq: int | None
-    """The one under which it was replaced; None: it is the present one."""
-
-
 class Manifest:
     """An open manifest."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self.past = Past(connection, self.entry)
         self._directory_ids: dict[bytes, int] = {}
         self._missing_directory: bytes | None = None
 
@@ -325,7 +297,7 @@ class Manifest:
         for path, entry in self.changes(since):
             if entry.version.tick_of(old):
                 before = [
-                    v.entry.version for v in self.versions(path) if v.seq is not None and v.born <= since
+                    v.entry.version for v in self.past.versions(path) if v.seq is not None and v.born <= since
                 ]
                 version = (before or [NOTHING])[-1].bump(stamp)
                 renewed.append((version.encode(), self._directory_id(split(path)[0]), split(path)[1]))
@@ -358,7 +330,7 @@ class Manifest:
     def rows(self, directory: bytes) -> dict[bytes, Row]:
         """Return the rows of the children of a directory, by name."""
         found = self._db.execute(
-            f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy, name FROM entry"
+            f"SELECT {ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy, name FROM entry"
             " WHERE directory = (SELECT id FROM directory WHERE path = ?)",
             (directory,),
         )
@@ -374,7 +346,7 @@ class Manifest:
             for start in range(0, len(names), _CHUNK):
                 chunk = names[start : start + _CHUNK]
                 found = self._db.execute(
-                    f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy, name FROM entry"
+                    f"SELECT {ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy, name FROM entry"
                     " WHERE directory = (SELECT id FROM directory WHERE path = ?)"
                     f" AND name IN ({','.join('?' * len(chunk))})",
                     (folder, *chunk),
@@ -392,7 +364,7 @@ class Manifest:
             self._missing_directory = directory
             return None
         columns = self._db.execute(
-            f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy FROM entry"
+            f"SELECT {ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy FROM entry"
             " WHERE directory = ? AND name = ?",
             (*known, name),
         ).fetchone()
@@ -406,7 +378,7 @@ class Manifest:
     def changes(self, since: int) -> Iterator[Change]:
         """Yield the entries that changed after sequence number `since`."""
         found = self._db.execute(
-            f"SELECT {_ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
+            f"SELECT {ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
             " WHERE seq > ?",
             (since,),
         )
@@ -442,8 +414,8 @@ class Manifest:
             if record.replaces and record.replaces.version != record.row.entry.version
         ]
         self._db.executemany(
-            f"INSERT OR REPLACE INTO remembered (path, seq, born, {_ENTRY})"
-            f" SELECT ?1, ?2, born, {_ENTRY} FROM entry WHERE directory = ?3 AND name = ?4",
+            f"INSERT OR REPLACE INTO remembered (path, seq, born, {ENTRY})"
+            f" SELECT ?1, ?2, born, {ENTRY} FROM entry WHERE directory = ?3 AND name = ?4",
             (
                 (path, seq, self._directory_id(folder), name)
                 for path, _, _ in superseded
@@ -474,7 +446,7 @@ class Manifest:
     def bases(self, path: bytes) -> list[Entry]:
         """Return the earlier versions of a path that a merge may start from, the latest last."""
         found = self._db.execute(
-            f"SELECT {_ENTRY} FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT ?", (path, BASES)
+            f"SELECT {ENTRY} FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT ?", (path, BASES)
         )
         return [self._entry(columns) for columns in found][::-1]
 
@@ -484,7 +456,7 @@ class Manifest:
         vouching = stat[1:] if stat else (None, None, None)
         touched = record.replaces is not None and record.replaces.version == entry.version
         born = self._born(record.path) if touched else seq
-        return (self._directory_id(directory), name, seq, born, *_entry_columns(entry), *vouching, racy)
+        return (self._directory_id(directory), name, seq, born, *entry_columns(entry), *vouching, racy)
 
     def _born(self, path: bytes) -> int:
         """Return under which number the present version of a path was recorded: a touch makes none."""
@@ -510,94 +482,6 @@ class Manifest:
 
     # -- runs
 
-    def add_run(self, run: Run, conflicts: Iterable[tuple[bytes, str, bytes]]) -> None:
-        """Remember a run, and the conflicts (path, resolution, copy) that it settled."""
-        self._db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?)", run)
-        self._db.executemany(
-            "INSERT OR REPLACE INTO conflict VALUES (?, ?, ?, ?)",
-            ((run.seq, *conflict) for conflict in conflicts),
-        )
-
-    def name_run(self, seq: int, peer: str) -> None:
-        """Remember whom a run was with."""
-        self._db.execute("UPDATE run SET peer = ? WHERE seq = ?", (peer, seq))
-
-    def runs(self) -> list[Run]:
-        """Return all runs, the latest first."""
-        return [Run(*columns) for columns in self._db.execute("SELECT * FROM run ORDER BY seq DESC")]
-
-    def has_run(self, name: str) -> bool:
-        """Was there a run of that name?"""
-        return self._db.execute("SELECT 1 FROM run WHERE name = ?", (name,)).fetchone() is not None
-
-    def kept_in_history(self) -> int:
-        """Return how many bytes all runs together put into the history."""
-        (size,) = self._db.execute("SELECT coalesce(sum(size), 0) FROM run").fetchone()
-        return int(size)
-
-    def changed_by(self, seq: int) -> list[Changed]:
-        """Return what the run recorded under `seq` did, by path; what became of it since does not matter."""
-        found = self._db.execute(f"SELECT {_ENTRY}, path FROM remembered WHERE seq = ?", (seq,))
-        before = {columns[8]: self._entry(columns) for columns in found}
-        after = {change.path: change.entry for change in self._recorded(seq)}
-        found = self._db.execute(f"SELECT {_ENTRY}, path FROM remembered WHERE born = ?", (seq,))
-        after |= {columns[8]: self._entry(columns) for columns in found}
-        return [Changed(path, before.get(path), after[path]) for path in sorted(after)]
-
-    def _recorded(self, seq: int) -> Iterator[Change]:
-        """Yield the versions recorded under `seq` that are still the present ones, touched since or not."""
-        found = self._db.execute(
-            f"SELECT {_ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
-            " WHERE (seq = ?1 AND born = ?1) OR (born = ?1 AND born < seq)",
-            (seq,),
-        )
-        return (Change(join(columns[8], columns[9]), self._entry(columns)) for columns in found)
-
-    def versions(self, path: bytes) -> list[Remembered]:
-        """Return every version of a path that is known, the present one last."""
-        found = self._db.execute(
-            f"SELECT {_ENTRY}, born, seq FROM remembered WHERE path = ? ORDER BY seq", (path,)
-        )
-        versions = [Remembered(self._entry(columns), columns[8], columns[9]) for columns in found]
-        directory, name = split(path)
-        present = self._db.execute(
-            f"SELECT {_ENTRY}, born FROM entry WHERE name = ?"
-            " AND directory = (SELECT id FROM directory WHERE path = ?)",
-            (name, directory),
-        ).fetchone()
-        return [*versions, Remembered(_entry(present), present[8], None)] if present else versions
-
-    def conflicts(self, path: bytes) -> dict[int, tuple[str, bytes]]:
-        """Return how conflicts about a path ended: by the sequence number of the run, resolution and copy."""
-        found = self._db.execute("SELECT seq, resolution, copy FROM conflict WHERE path = ?", (path,))
-        return {seq: (resolution, copy) for seq, resolution, copy in found}
-
-    def contests(self) -> dict[bytes, Contest]:
-        """Return, by path, the conflicts whose loser was set aside and is still there."""
-        found = self._db.execute("SELECT path, max(seq), resolution, copy FROM conflict GROUP BY path")
-        contests = {}
-        for path, settled, resolution, copy in found.fetchall():
-            loser = self.entry(copy) if resolution == Resolution.SET_ASIDE else None
-            if loser is None or not loser.alive:
-                continue
-            versions = self.versions(path)
-            winners = [version.entry for version in versions if version.born == settled]
-            before = [version.entry for version in versions if version.seq == settled]
-            if winners and before:
-                contests[path] = Contest(winners[0].version, not before[0].same_bytes(winners[0]))
-        return contests
-
-    def set_aside(self) -> list[tuple[bytes, bytes, int | None]]:
-        """Return the conflict copies that syncs here made: for which path, where, and when (s since 1970).
-
-        When is None, if the history of that sync was cleaned.
-        """
-        found = self._db.execute(
-            "SELECT path, copy, max(at) FROM conflict LEFT JOIN run USING (seq)"
-            " WHERE copy != x'' GROUP BY copy"
-        )
-        return [(path, copy, at) for path, copy, at in found]
-
     def named(self, part: bytes) -> list[bytes]:
         """Return the paths of what is there, and has this in its name."""
         found = self._db.execute(
@@ -606,31 +490,6 @@ class Manifest:
             (part,),
         )
         return [join(directory, name) for directory, name in found]
-
-    def replaced(self, digest: Digest) -> list[tuple[str, bytes]]:
-        """Return where in the history a file with this digest should be: a run's name, and the path there.
-
-        No name: it was found replaced; a run may have done so that died before it could be recorded.
-        """
-        found = self._db.execute(
-            "SELECT coalesce(run.name, ''), path FROM remembered LEFT JOIN run ON run.seq = remembered.seq"
-            " WHERE remembered.kind = 1 AND digest = ?",
-            (digest,),
-        )
-        return [(name, path) for name, path in found]
-
-    def forget_runs(self, names: Iterable[str]) -> None:
-        """Forget runs whose history is gone, and the conflicts that they settled, but not open ones."""
-        for name in names:
-            found = self._db.execute(
-                "SELECT path, seq, copy FROM conflict WHERE seq IN (SELECT seq FROM run WHERE name = ?)",
-                (name,),
-            )
-            for path, seq, copy in found.fetchall():
-                there = self.entry(copy) if copy else None
-                if there is None or not there.alive:
-                    self._db.execute("DELETE FROM conflict WHERE path = ? AND seq = ?", (path, seq))
-            self._db.execute("DELETE FROM run WHERE name = ?", (name,))
 
     def pending(self) -> set[bytes]:
         """Return the paths that some replica was left behind with."""
@@ -648,7 +507,7 @@ class Manifest:
     def tombstones(self, tick: int) -> list[bytes]:
         """Return the paths deleted before `tick` whose deletion all known replicas have."""
         found = self._db.execute(
-            f"SELECT {_ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
+            f"SELECT {ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
             " WHERE kind = 0 AND seq <= ?",
             (self.acknowledged(),),
         )
@@ -667,15 +526,6 @@ class Manifest:
                 (name, directory),
             )
             self._db.execute("DELETE FROM remembered WHERE path = ?", (path,))
-
-    def collected_at(self) -> int:
-        """Return when the history was last cleaned, in seconds since 1970; 0: never."""
-        found = self._db.execute("SELECT value FROM meta WHERE key = 'collected'").fetchone()
-        return int(found[0]) if found else 0
-
-    def set_collected(self, at: int) -> None:
-        """Remember when the history was cleaned."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('collected', ?)", (at,))
 
     # -- what a scan may skip
 
@@ -758,19 +608,19 @@ class Manifest:
     def all_rows(self) -> Iterator[tuple[bytes, Row | None]]:
         """Yield every path and its row, folder by folder; None: it cannot be decoded."""
         found = self._db.execute(
-            f"SELECT {_ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy,"
+            f"SELECT {ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy,"
             " CAST(path AS BLOB), CAST(name AS BLOB), typeof(name)"
             " FROM directory JOIN entry ON entry.directory = directory.id ORDER BY path"
         )
         return (
-            (join(columns[12], columns[13]), _decoded(_row, columns) if columns[14] == "blob" else None)
+            (join(columns[12], columns[13]), decoded(row_of, columns) if columns[14] == "blob" else None)
             for columns in found
         )
 
     def all_remembered(self) -> Iterator[tuple[bytes, Entry | None]]:
         """Yield every earlier version and its path; None: it cannot be decoded."""
-        found = self._db.execute(f"SELECT {_ENTRY}, CAST(path AS BLOB) FROM remembered ORDER BY path, seq")
-        return ((columns[8], _decoded(_entry, columns)) for columns in found)
+        found = self._db.execute(f"SELECT {ENTRY}, CAST(path AS BLOB) FROM remembered ORDER BY path, seq")
+        return ((columns[8], decoded(entry_of, columns)) for columns in found)
 
     def all_kept(self) -> Iterator[Extent]:
         """Yield where all texts are kept, in the order of the file."""
@@ -782,7 +632,7 @@ class Manifest:
         Their entries stay what they are: nothing about them is new to others, or could be undone.
         """
         self.vouch(records)
-        self.add_run(run._replace(seq=self.next_seq()), ())
+        self.past.add_run(run._replace(seq=self.next_seq()), ())
 
     # -- peers
 
@@ -823,60 +673,11 @@ class Manifest:
 
     def _entry(self, columns: Sequence[Any]) -> Entry:
         with told(self._db):
-            return _entry(columns)
+            return entry_of(columns)
 
     def _row(self, columns: Sequence[Any]) -> Row:
         with told(self._db):
-            return _row(columns)
-
-
-def _entry_columns(entry: Entry) -> tuple[object, ...]:
-    return (
-        int(entry.kind),
-        entry.version.encode(),
-        entry.revision,
-        entry.digest,
-        entry.size,
-        entry.mode,
-        entry.mtime_ns,
-        entry.target,
-    )
-
-
-def _version(data: bytes) -> Version:
-    try:
-        return Version.decode(data)
-    except ValueError as error:
-        raise sqlite3.DatabaseError(str(error)) from error
-
-
-def _entry(columns: Sequence[Any]) -> Entry:
-    kind, version, revision, digest, size, mode, mtime_ns, target = columns[:8]
-    return Entry(
-        kind=_KINDS[kind],
-        version=_version(version),
-        revision=revision,
-        digest=digest,
-        size=size,
-        mode=mode,
-        mtime_ns=mtime_ns,
-        target=target,
-    )
-
-
-def _decoded(decode: Callable[[Sequence[Any]], _T], columns: Sequence[Any]) -> _T | None:
-    try:
-        return decode(columns)
-    except (ValueError, IndexError, TypeError, sqlite3.DatabaseError):
-        return None
-
-
-def _row(columns: Sequence[Any]) -> Row:
-    entry = _entry(columns)
-    mtime_ns, ctime_ns, inode, racy = columns[8:12]
-    if mtime_ns is None:
-        return Row(entry)
-    return Row(entry, Stat(entry.size, mtime_ns, ctime_ns, inode), bool(racy))
+            return row_of(columns)
 
 
 def _random_bits(count: int) -> int:

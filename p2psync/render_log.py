@@ -62,7 +62,7 @@ class VersionShown:
 def runs(replica: LocalReplica, limit: int) -> list[RunShown]:
     """Return the latest runs; those that changed nothing but what is known are left out."""
     found = [_unrecorded(kept) for kept in replica.contents.unrecorded()[::-1]][:limit]
-    for run in replica.manifest.runs():
+    for run in replica.manifest.past.runs():
         if len(found) >= limit:
             break
         changes = _counts(replica, run.seq)
@@ -73,7 +73,8 @@ def runs(replica: LocalReplica, limit: int) -> list[RunShown]:
 
 def _counts(replica: LocalReplica, seq: int) -> dict[str, int]:
     counts = Counter(
-        action_of(Transition(path, before, after)) for path, before, after in replica.manifest.changed_by(seq)
+        action_of(Transition(path, before, after))
+        for path, before, after in replica.manifest.past.changed_by(seq)
     )
     return {str(action): counts[action] for action in ACTION_WORDS if counts[action]}
 
@@ -123,7 +124,7 @@ def _graph(names: Iterable[str], lines: Iterable[str]) -> str:
 
 def versions_graph(replica: LocalReplica, path: bytes, found: Sequence[VersionShown]) -> str:
     """Return versions as a graph: a lane for each replica that had a part in one; see `core.graph`."""
-    entries = [version.entry for version in reversed(replica.manifest.versions(path))]
+    entries = [version.entry for version in reversed(replica.manifest.past.versions(path))]
     names = replica.names()
     ids = dict.fromkeys(stamp.replica for entry in entries for stamp in entry.version)
     lanes = {replica_id: lane for lane, replica_id in enumerate(ids)}
@@ -157,10 +158,10 @@ def versions(replica: LocalReplica, path: bytes) -> list[VersionShown]:
     manifest = replica.manifest
     names = {record.replica: record.name for record in manifest.peers()}
     names[replica.identity.replica] = replica.identity.name
-    run_names = {run.seq: run.name for run in manifest.runs()}
-    conflicts = manifest.conflicts(path)
+    run_names = {run.seq: run.name for run in manifest.past.runs()}
+    conflicts = manifest.past.conflicts(path)
     found = []
-    for entry, born, seq in reversed(manifest.versions(path)):
+    for entry, born, seq in reversed(manifest.past.versions(path)):
         stamp = max(entry.version, key=lambda stamp: stamp.tick, default=None)
         resolution, copy = conflicts.get(born, (None, b""))
         found.append(

@@ -19,7 +19,8 @@ from p2psync.core.revert import Changed, Present, differs, revert
 from p2psync.disk import write_all
 from p2psync.errors import Exit, P2PSyncError, ReplicaError
 from p2psync.local import LocalReplica
-from p2psync.manifest import Manifest, Run
+from p2psync.manifest import Manifest
+from p2psync.past import Run
 
 NOT_KEPT = "its contents are not kept here any more"
 _EMPTY = Digest(xxh3_128_digest(b""))
@@ -55,7 +56,7 @@ def find_run(manifest: Manifest, name: str) -> Run:
     Raises:
         NotFound: there is none.
     """
-    for run in manifest.runs():
+    for run in manifest.past.runs():
         if run.name == name:
             return run
     raise NotFound(f"there is no run {printable(name)}; `p2psync log` shows the runs")
@@ -67,8 +68,8 @@ def latest_run(manifest: Manifest) -> Run:
     Raises:
         NotFound: there is none.
     """
-    for run in manifest.runs():
-        if any(map(differs, manifest.changed_by(run.seq))):
+    for run in manifest.past.runs():
+        if any(map(differs, manifest.past.changed_by(run.seq))):
             return run
     raise NotFound("there is nothing to undo: no run that is remembered has changed anything here")
 
@@ -86,7 +87,7 @@ def undo(replica: LocalReplica, name: str | None, dry_run: bool = False) -> Outc
         ReplicaError: it cannot be carried out.
     """
     run = latest_run(replica.manifest) if name is None else find_run(replica.manifest, name)
-    changes = replica.manifest.changed_by(run.seq)
+    changes = replica.manifest.past.changed_by(run.seq)
     unread = replica.scan(not dry_run).problems
     work = _Work(replica, changes, unread, force=False, dry_run=dry_run)
     return work.carry_out(run.name, "undo", run.name)
@@ -120,7 +121,7 @@ def restore(replica: LocalReplica, path: bytes, name: str | None, dry_run: bool 
     else:
         unread = replica.scan(not dry_run).problems
         seq, taken = _latest_taken(replica, path)
-        name = next((run.name for run in manifest.runs() if run.seq == seq), None)
+        name = next((run.name for run in manifest.past.runs() if run.seq == seq), None)
     about = f"{shown(path)}@{name}" if name else shown(path)
     work = _Work(replica, taken, unread, force=True, dry_run=dry_run)
     return work.carry_out(name, "restore", about)
@@ -132,7 +133,7 @@ def _taken(manifest: Manifest, path: bytes) -> dict[int, list[Changed]]:
     pending = [path]
     for place in pending:
         pending += [join(place, child) for child in manifest.rows(place)]
-        versions = manifest.versions(place)
+        versions = manifest.past.versions(place)
         for entry, _, seq in versions:
             if seq is not None and entry.alive:
                 taken.setdefault(seq, []).append(Changed(place, entry, versions[-1].entry))
@@ -163,14 +164,14 @@ def past(replica: LocalReplica, path: bytes, name: str | None) -> Entry:
 
 def _taken_at(replica: LocalReplica, path: bytes, name: str) -> Entry:
     run = find_run(replica.manifest, name)
-    for version in replica.manifest.versions(path):
+    for version in replica.manifest.past.versions(path):
         if version.seq == run.seq and version.entry.alive:
             return version.entry
     raise _took_nothing(path, name)
 
 
 def _earlier(replica: LocalReplica, path: bytes) -> Entry:
-    versions = [version.entry for version in replica.manifest.versions(path)]
+    versions = [version.entry for version in replica.manifest.past.versions(path)]
     present = versions.pop() if versions and replica.contents.at(path) else None
     for entry in reversed(versions):
         if entry.alive and replica.contents.has(entry) and not (present and entry.same_bytes(present)):
@@ -301,7 +302,7 @@ def _present(replica: LocalReplica, paths: Iterable[bytes]) -> Present:
         if entry is not None and entry.kind is Kind.DIRECTORY:
             children[name] = replica.children(name)
         elif name in above:
-            for version in replica.manifest.versions(name):
+            for version in replica.manifest.past.versions(name):
                 if version.entry.kind is Kind.DIRECTORY:
                     former[name] = version.entry
     return Present(entries, children, former)

@@ -93,7 +93,7 @@ def make_run(here: Path, there: Path, path: str = "f", data: bytes | None = None
 def runs(root: Path) -> list[str]:
     """Return the names of the runs that are remembered, the latest first."""
     with opened(root) as replica:
-        return [run.name for run in replica.manifest.runs()]
+        return [run.name for run in replica.manifest.past.runs()]
 
 
 def shelves(root: Path) -> list[str]:
@@ -197,7 +197,7 @@ def test_what_is_gone_is_told_of_in_the_versions_of_a_path(tmp_path: Path, clock
         clock.pass_days(31)
     collect_at(here)
     with opened(here) as replica:
-        versions = [version.entry for version in replica.manifest.versions(b"f")]
+        versions = [version.entry for version in replica.manifest.past.versions(b"f")]
         assert [replica.contents.has(entry) for entry in versions] == [False, True, True]
         assert b"".join(contents(replica, past(replica, b"f", None))).startswith(b"\0")
 

@@ -685,7 +685,7 @@ def test_a_repair_is_a_run_that_the_log_shows_and_undo_leaves_alone(root: Path) 
     rotten(root)
     assert len(check(root, repair=True).repaired) == 2
     with opened(root) as replica:
-        (run,) = [run for run in replica.manifest.runs() if run.kind == "repair"]
+        (run,) = [run for run in replica.manifest.past.runs() if run.kind == "repair"]
         assert (run.peer, run.size) == ("2 files", 20)
         assert undo(replica, run.name).transitions == []
     said = p2psync(root, "log").out
@@ -700,7 +700,7 @@ def test_what_is_nowhere_is_left_alone_and_said(root: Path) -> None:
     assert (root / "d" / "f").read_bytes() == b"good bits!"
     assert "; not repaired: its bytes are nowhere" in text(report, True)
     with opened(root) as replica:
-        assert replica.manifest.runs() == []
+        assert replica.manifest.past.runs() == []
     assert not (root / ".p2psync" / "history").exists()
 
 

@@ -250,7 +250,7 @@ def test_only_the_latest_versions_of_a_path_are_remembered(manifest: Manifest) -
         record(manifest, b"f", new, replaces=old)
         record(manifest, b"g", new, replaces=old if new is versions[1] else None)
     assert manifest.bases(b"f") == versions[-1 - BASES : -1]
-    assert [known.entry for known in manifest.versions(b"f")] == versions[-1 - REMEMBERED :]
+    assert [known.entry for known in manifest.past.versions(b"f")] == versions[-1 - REMEMBERED :]
     assert manifest.bases(b"g") == versions[:1]
 
 

@@ -104,12 +104,12 @@ def show_at(root: Path, path: bytes, run: str | None = None) -> bytes:
 def runs(root: Path) -> list[str]:
     """Return the names of all runs, the latest first."""
     with opened(root) as replica:
-        return [run.name for run in replica.manifest.runs()]
+        return [run.name for run in replica.manifest.past.runs()]
 
 
 def kinds(root: Path) -> list[str]:
     with opened(root) as replica:
-        return [run.kind for run in replica.manifest.runs()]
+        return [run.kind for run in replica.manifest.past.runs()]
 
 
 def done(outcome: Outcome) -> dict[bytes, Action]:

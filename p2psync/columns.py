@@ -1,0 +1,72 @@
+"""Columns: how an entry is kept in the tables of a manifest. Owns their order."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from p2psync.core.model import Entry, Kind, Row, Stat
+from p2psync.core.vector import Version
+
+_T = TypeVar("_T")
+
+ENTRY = "kind, version, revision, digest, size, mode, mtime_ns, target"
+_KINDS = list(Kind)
+
+
+def entry_columns(entry: Entry) -> tuple[object, ...]:
+    """Return an entry as the columns of `ENTRY`."""
+    return (
+        int(entry.kind),
+        entry.version.encode(),
+        entry.revision,
+        entry.digest,
+        entry.size,
+        entry.mode,
+        entry.mtime_ns,
+        entry.target,
+    )
+
+
+def _version(data: bytes) -> Version:
+    try:
+        return Version.decode(data)
+    except ValueError as error:
+        raise sqlite3.DatabaseError(str(error)) from error
+
+
+def entry_of(columns: Sequence[Any]) -> Entry:
+    """Return the entry that is in the first of these columns.
+
+    Raises:
+        sqlite3.DatabaseError: there is none.
+    """
+    kind, version, revision, digest, size, mode, mtime_ns, target = columns[:8]
+    return Entry(
+        kind=_KINDS[kind],
+        version=_version(version),
+        revision=revision,
+        digest=digest,
+        size=size,
+        mode=mode,
+        mtime_ns=mtime_ns,
+        target=target,
+    )
+
+
+def decoded(decode: Callable[[Sequence[Any]], _T], columns: Sequence[Any]) -> _T | None:
+    """Return what is in columns of a manifest that may be damaged; None: nothing that could be."""
+    try:
+        return decode(columns)
+    except (ValueError, IndexError, TypeError, sqlite3.DatabaseError):
+        return None
+
+
+def row_of(columns: Sequence[Any]) -> Row:
+    """Return an entry and, in the four columns after it, what vouches for it; raises as `entry_of`."""
+    entry = entry_of(columns)
+    mtime_ns, ctime_ns, inode, racy = columns[8:12]
+    if mtime_ns is None:
+        return Row(entry)
+    return Row(entry, Stat(entry.size, mtime_ns, ctime_ns, inode), bool(racy))
