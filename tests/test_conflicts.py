@@ -19,6 +19,7 @@ from tests.cli_support import (
     contents,
     copies,
     history,
+    on_terminal,
     p2psync,
     pair,
     replica,
@@ -54,6 +55,15 @@ def test_what_is_open_is_told_with_whose_it_is_on_both_sides(contested: tuple[Pa
     assert (there_told["kept"]["by"], there_told["set_aside"]["by"]) == (name(there), name(here))
     text = p2psync(here / "d", "conflicts", code=1).out
     assert "d/f.txt\n" in text and "by this replica" in text and name(there) in text
+
+
+def test_a_person_is_told_that_there_is_nothing_and_a_script_reads_nothing(tmp_path: Path) -> None:
+    here = replica(tmp_path / "here")
+    for command, told in (("conflicts", "no conflicts"), ("ignore", "there are no rules at the root")):
+        ran = on_terminal(here, command)
+        assert (ran.out, ran.err.strip()) == ("", told)
+        ran = p2psync(here, command)
+        assert (ran.out, ran.err) == ("", "")
 
 
 def test_the_status_tells_that_something_is_to_be_settled(contested: tuple[Path, Path]) -> None:

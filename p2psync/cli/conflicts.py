@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2psync.cli.options import DRY_RUN, JSON, exits, find_root, inside, own
+from p2psync.cli.options import DRY_RUN, JSON, exits, find_root, inside, is_terminal, own
 from p2psync.errors import Exit
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def conflicts(context: click.Context, paths: tuple[bytes, ...], as_json: bool) -
         else:
             shown = render_conflicts.text(found, undecided, names, replica.identity.replica)
         click.echo(shown, nl=False)
+    if not shown and is_terminal(2):
+        click.echo("no conflicts", err=True)
     context.exit(Exit.CONFLICTS if found or undecided else Exit.IN_STEP)
 
 

@@ -86,8 +86,8 @@ def _split(root: bytes, what: tuple[str, ...], connection: Connection) -> tuple[
     if what and (what[0] in known or _is_address(root, what[0])):
         return chosen_peers(root, what[:1], connection)[0], what[1:]
     if len(known) != 1:
-        names = ", ".join(known) or "none is configured"
-        raise ConfigError(f"name the peer to compare with ({names})")
+        names = ", ".join(known) or "none is configured; `p2psync peer add NAME ADDRESS` adds one"
+        raise ConfigError(f"name the peer to compare with, or its address ({names})")
     (only,) = known.values()
     return replace(only, **connection), what
 

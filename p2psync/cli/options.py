@@ -204,7 +204,10 @@ def _unnamed(root: bytes, address: str) -> Peer:
     from p2psync.config import ConfigError, peers, unnamed
 
     if "/" not in address and ":" not in address and not os.path.isdir(address):
-        raise ConfigError(f"there is no peer and no folder named {address!r}")
+        raise ConfigError(
+            f"there is no peer and no folder named {address!r}: `p2psync peer list` shows the peers,"
+            f" and ./{address} with --create is a new folder"
+        )
     place = absolute(address)
     known = next((peer for peer in peers(root) if peer.address == place), None)
     return known or replace(unnamed(root, place), name=address)

@@ -7,7 +7,16 @@ from contextlib import closing
 
 import click
 
-from p2psync.cli.options import JSON, Connection, chosen_peers, connection_options, exits, find_root, inside
+from p2psync.cli.options import (
+    JSON,
+    Connection,
+    chosen_peers,
+    connection_options,
+    exits,
+    find_root,
+    inside,
+    is_terminal,
+)
 from p2psync.errors import Exit
 
 
@@ -33,7 +42,10 @@ def ignore(context: click.Context, patterns: tuple[bytes, ...], local: bool, che
         ignored = all(rule is not None and rule.ignored for _, rule in found)
         context.exit(Exit.IN_STEP if ignored else Exit.CONFLICTS)
     if not patterns:
-        click.echo(render_rules.in_force(rules.in_force(root)), nl=False)
+        shown = render_rules.in_force(rules.in_force(root))
+        click.echo(shown, nl=False)
+        if not shown and is_terminal(2):
+            click.echo("there are no rules at the root", err=True)
         return
     if any(b"\n" in pattern or not pattern.strip() for pattern in patterns):
         raise click.UsageError("a pattern is one line, and not empty")
