@@ -500,15 +500,10 @@ class LocalReplica:
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
-            self._stage.receive(self._foreseeing(batches), self._keep, self._held.span)
-
-    def _foreseeing(self, batches: Iterable[list[Piece]]) -> Iterator[list[Piece]]:
-        for batch in batches:
-            yield batch
-            self._foresee()
+            self._stage.receive(batches, self._keep, self._held.span)
 
     def _foresee(self) -> None:
-        """Write the rows of files that will arrive with a new folder, while others still come.
+        """Write the rows of files that will arrive with a new folder, while the disk takes their contents.
 
         In a transaction that ends with `apply`: what does not arrive as foreseen is corrected there (I5).
         """

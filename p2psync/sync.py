@@ -19,6 +19,7 @@ from p2psync.core.chunking import likely_bases
 from p2psync.core.guard import HALF, MaxDelete, deleted, is_too_much, plan_id
 from p2psync.core.merge import merge
 from p2psync.core.model import (
+    NO_DIGEST,
     Conflict,
     Digest,
     Entry,
@@ -85,8 +86,6 @@ class Side:
     scanned: Scanned
     transitions: list[Transition] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    paths: dict[Digest, bytes] = field(default_factory=dict)
-    """Where contents go, for who watches."""
     done: int = 0
     carried_out: bool = False
 
@@ -385,13 +384,15 @@ class Session:
             yield from taken.lacking
 
     def _watched(self, batches: Iterable[list[Piece]], side: Side) -> Iterator[list[Piece]]:
-        if not side.paths:
-            side.paths = {step.wanted.digest: step.path for step in side.transitions}
+        steps = iter(side.transitions)  # contents come in their order
+        at_hand, path = NO_DIGEST, b""
         for batch in batches:
             files = sum(piece.more is not More.MORE for piece in batch)
             size = sum(len(piece.data) for piece in batch)
             self._transferred += size
-            path = side.paths.get(batch[-1].digest, b"") if batch else b""
+            if batch and batch[-1].digest != at_hand:
+                at_hand = batch[-1].digest
+                path = next((step.path for step in steps if step.wanted.digest == at_hand), b"")
             self._progress.advance(files, size + sum(piece.size for piece in batch), path)
             yield batch
 

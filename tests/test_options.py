@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from p2psync.core.choose import Filter, Mode
 from p2psync.core.model import Prefer
+from p2psync.core.replica import PIECE_BYTES
 from p2psync.sync import Session
 from tests.cli_support import (
     LONG_AGO_NS,
@@ -228,6 +229,29 @@ def test_progress_can_be_lines_or_json_or_nothing(roots: tuple[Path, Path]) -> N
     told = [json.loads(line) for line in p2psync(here, "sync", "--progress", "json", there).err.splitlines()]
     assert [one["step"] for one in told][:3] == ["scanning", "comparing", "copying"]
     assert on_terminal(here, "sync", "--progress", "off", there).err == ""
+
+
+class Watching(Quiet):
+    """A Progress that writes down what is at hand."""
+
+    def __init__(self) -> None:
+        self.seen: list[bytes] = []
+
+    def advance(self, files: int, size: int, path: bytes = b"") -> None:
+        if path not in self.seen[-1:]:
+            self.seen.append(path)
+
+
+def test_the_file_at_hand_is_told(tmp_path: Path) -> None:
+    large = os.urandom(3 * PIECE_BYTES)
+    tree = {b"a": large[::-1], b"b": large, b"c": large, b"d": os.urandom(PIECE_BYTES)}
+    near, far = new_replica(tmp_path / "near", tree), new_replica(tmp_path / "far", {b"d": b"other"})
+    watching = Watching()
+    with opened(near) as home, opened(far) as peer:
+        session = Session(home, peer, watching)
+        session.scan(keep=True)
+        session.round(Prefer.NEWEST)
+    assert [path for path in watching.seen if path in (b"a", b"b", b"c")] == [b"a", b"b"]
 
 
 def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
