@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 def text(status: Status) -> str:
     """Return the status as text."""
     lines = [f"{shown(status.root)} ({status.name})"]
+    for together in status.moves:
+        (old, new), paths = together[0], len(together)
+        what = f"{shown(old.path)} -> {shown(new.path)}"
+        lines.append(f"  {'moved':<11}  {what}" + (f"  ({plural(paths, 'path')})" if paths > 1 else ""))
+    apart = {step.path for together in status.moves for move in together for step in move}
     for action, path in status.changes:
+        if path in apart:
+            continue
         lines.append(f"  {ACTION_WORDS[action]:<11}  {shown(path)}")
     for problem in status.problems:
         lines.append(f"  {'problem':<11}  {shown(problem.path)} {problem.why}")

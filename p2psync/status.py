@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from p2psync import config, watchfile
 from p2psync.conflicts import open_conflicts
 from p2psync.core.model import Action, Problem, Transition, action_of
+from p2psync.core.order import Move, moved
 from p2psync.local import LocalReplica
 from p2psync.watchfile import PeerState, State
 
@@ -48,6 +49,8 @@ class Status:
     name: str
     changes: list[tuple[Action, bytes]]
     """What changed on disk since the last sync with any peer."""
+    moves: list[list[Move]]
+    """What of this only moved since the last scan: a file, or a folder, first, with all that is in it."""
     problems: list[Problem]
     peers: list[PeerStatus]
     watch: State | None = None
@@ -82,10 +85,8 @@ def status(root: bytes) -> Status:
         known = replica.peers()
         met = {record.address: record for record in known}
         last = max((record.acknowledged for record in known), default=0)
-        changes = {
-            record.path: action_of(Transition(record.path, record.replaces, record.row.entry))
-            for record in found.changes
-        }
+        steps = [Transition(record.path, record.replaces, record.row.entry) for record in found.changes]
+        changes = {step.path: action_of(step) for step in steps}
         for path, action in replica.changes_since(last):
             changes.setdefault(path, action)
         watch = watchfile.read(root)
@@ -98,7 +99,15 @@ def status(root: bytes) -> Status:
             state = watched.get(peer.name)
             peers.append(PeerStatus(peer.name, peer.address, synced_at, len(behind), state))
         shown = sorted((path, action) for path, action in changes.items() if action is not Action.NOTHING)
-        name, count = replica.identity.name, len(open_conflicts(replica))
-        return Status(root, name, [(a, p) for p, a in shown], found.problems, peers, watch, count)
+        return Status(
+            root,
+            replica.identity.name,
+            [(action, path) for path, action in shown],
+            [*moved(steps)],
+            found.problems,
+            peers,
+            watch,
+            len(open_conflicts(replica)),
+        )
     finally:
         replica.close()

@@ -208,6 +208,11 @@ def test_what_moves_is_told_as_that(tmp_path: Path) -> None:
     here, there = pair(tmp_path, {**{f"d/{name}": name for name in "abcdefgh"}, "f": "file", "g": "stays"})
     (here / "d").rename(here / "e")
     (here / "f").rename(here / "h")
+    assert p2psync(here, "status").out.splitlines()[1:3] == [
+        "  moved        d -> e  (9 paths)",
+        "  moved        f -> h",
+    ]
+    assert len(p2psync(here, "status", "--json").json["changes"]) == 20
     assert p2psync(here, "sync", "-n", there).out.splitlines() == [
         f"moved  on {there}  9 paths  d -> e  (moved here)",
         f"moved  on {there}      4 B  f -> h  (moved here)",
