@@ -189,20 +189,21 @@ class Applier:
             (row and row.entry) != step.expected for step, row in zip(made, there, strict=True)
         ):
             return
-        old, new = gone[0].path, made[0].path
+        old, new, whole = gone[0].path, made[0].path, False
         with contextlib.suppress(OSError):
             target = os.dup(self._parent(new)[0])
             try:
-                source, name = self._parent(old)
-                there_name = split(new)[1]
-                if not _is_whole(name, source, old, rows):
-                    return
-                _rename_between(name, source, there_name, target)
-                if not _is_whole(there_name, target, old, rows):
-                    _rename_between(there_name, target, name, source)
-                    return
+                (source, name), renamed = self._parent(old), split(new)[1]
+                if _is_whole(name, source, old, rows):
+                    _rename_between(name, source, renamed, target)
+                    try:
+                        whole = _is_whole(renamed, target, old, rows)
+                    finally:  # also for who is interrupted
+                        if not whole:
+                            _rename_between(renamed, target, name, source)
             finally:
                 os.close(target)
+        if whole:
             self._moved.update(dict.fromkeys(rows, True))
             self._came.update(
                 (step.path, row._replace(entry=step.wanted))

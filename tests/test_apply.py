@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -944,6 +945,27 @@ def test_of_a_folder_in_which_something_changes_that_stays_and_the_rest_is_moved
     assert b"d/e/0" not in after
     assert after[b"other/n/e/0"].data == b"0"
     assert {problem.path for problem in problems} >= {path for path in changed if path in before}
+
+
+@pytest.mark.parametrize("what", [KeyboardInterrupt, PermissionError])
+def test_a_folder_that_moves_is_put_back_if_it_cannot_be_looked_at(
+    root: Path, monkeypatch: pytest.MonkeyPatch, what: type[BaseException]
+) -> None:
+    make_tree(root, FOLDER | {b"other": None})
+    before, wanted = snapshot(root), folder_moved(root)
+    real, calls = apply._is_whole, []
+
+    def failing(*arguments: object) -> bool:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise what
+        return real(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(apply, "_is_whole", failing)
+        assert carry_out_at(root, wanted, b"") == []  # one by one
+    after = snapshot(root)
+    assert after == before if what is KeyboardInterrupt else after[b"other/n/e/0"].data == b"0"
 
 
 def test_a_racy_file_in_a_folder_that_moves_is_read(root: Path) -> None:
