@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from p2psync import disk
+from p2psync.core import order
 from p2psync.core.model import Resolution
 from p2psync.core.paths import ancestors
 from p2psync.local import LocalReplica
@@ -216,6 +217,7 @@ TOUCHING = (
 def deadly_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         do_not_wait_for_disk(patch)
+        patch.setattr(order, "WHOLE_FOLDER", 2)  # else no folder here would go, or move, as a whole
         patch.setattr(os, "open", deadly_open(os.open))
         patch.setattr(os, "write", deadly_write(os.write))
         for name in TOUCHING:

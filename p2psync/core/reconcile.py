@@ -291,15 +291,14 @@ def _is_echo(version: Entry, other: Entry, known: Sequence[Entry]) -> bool:
 
 
 def newest_base(candidates: Sequence[Entry], ours: Entry, theirs: Entry) -> Entry | None:
-    """Return the newest of `candidates` that both versions have seen."""
-    common = [
-        base
-        for base in candidates
-        if base.kind is ours.kind is theirs.kind
-        and base.version <= ours.version
-        and base.version <= theirs.version
-    ]
-    return max(common, key=_weight, default=None)
+    """Return the newest of `candidates` that both versions have seen; None if it is of another kind.
+
+    What was there before a deletion that both have seen is no base: who wrote it again has not undone an
+    edit, but made a file.
+    """
+    common = [base for base in candidates if base.version <= ours.version and base.version <= theirs.version]
+    newest = max(common, key=_weight, default=None)
+    return newest if newest is not None and newest.kind is ours.kind is theirs.kind else None
 
 
 def _weight(entry: Entry) -> tuple[int, int, Digest, int, int, bytes]:

@@ -580,6 +580,19 @@ def test_the_newest_base_that_both_have_seen_counts() -> None:
     assert plan.questions.texts == {b"f": MergeQuestion(new.digest, ours.digest, theirs.digest)}
 
 
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_what_both_have_seen_deleted_is_no_base(first: str) -> None:
+    """Who makes again what was deleted has not undone an edit, though the bytes are the old ones."""
+    old, gone = (
+        leaf("f=a", {PARENT: 1}, 1),
+        Entry(kind=Kind.TOMBSTONE, version=Version({PARENT: 2}), revision=2),
+    )
+    again, new = leaf("f=a", {PARENT: 2, ONE: 3}, 3), leaf("f=b", {PARENT: 2, OTHER: 3}, 3)
+    ours, theirs = (again, new) if first == "ours" else (new, again)
+    plan = settle(pair_of(ours, theirs, old, gone))
+    assert [conflict.resolution for conflict in plan.conflicts] == [Resolution.SET_ASIDE]
+
+
 def test_bases_are_asked_for_only_where_they_can_help() -> None:
     asked = {
         ours: reconcile(pair_of(leaf(ours, {ONE: 2}), leaf("f=c", {OTHER: 2})), DECISION).questions.bases
