@@ -32,6 +32,15 @@ class Texts(NamedTuple):
     """What the merge starts from."""
 
 
+class ToolFailed(ReplicaError):
+    """A tool ended with an error."""
+
+    def __init__(self, why: str, saved: bytes | None) -> None:
+        """Keep what it had saved all the same; None: nothing new."""
+        super().__init__(why)
+        self.saved = saved
+
+
 def merge(tool: str, name: str, texts: Texts) -> bytes | None:
     """Run a tool on copies of the texts; return what it made of `merged`, None if it left that as it was.
 
@@ -43,7 +52,8 @@ def merge(tool: str, name: str, texts: Texts) -> bytes | None:
         texts: what is to be merged.
 
     Raises:
-        ReplicaError: the tool cannot be run, or failed.
+        ToolFailed: it ended with an error.
+        ReplicaError: it cannot be run.
     """
     import subprocess
 
@@ -68,7 +78,8 @@ def merge(tool: str, name: str, texts: Texts) -> bytes | None:
             code = subprocess.run(command, env=environment, check=False).returncode
         except OSError as error:
             raise ReplicaError(f"cannot run the merge tool {words[0]}: {error.strerror}") from error
-        if code:
-            raise ReplicaError(f"the merge tool {words[0]} ended with {code}; the conflict stays open")
-        made = files["merged"].read_bytes()
-    return made if made != texts.merged else None
+        made = files["merged"].read_bytes() if files["merged"].exists() else texts.merged
+    saved = made if made != texts.merged else None
+    if code:
+        raise ToolFailed(f"the merge tool {words[0]} ended with {code}; the conflict stays open", saved)
+    return saved

@@ -124,6 +124,7 @@ def _summary(name: str, result: Result, dry_run: bool) -> str:
     if result.left:
         end = f"{plural(len(result.left), 'path')} left as they are"
     if result.left_out:
+        end = "done" if result.in_step else end
         end += f", {plural(len(result.left_out), 'path')} left out"
     if not parts:
         return f"{name}: {end}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from p2psync.core.ignore import Ignore, rule_of
+from p2psync.core.ignore import Ignore, rule_of, views
 from p2psync.core.paths import IGNORE_FILE, SIDECAR, join, shown
 from p2psync.errors import ReplicaError
 
@@ -95,18 +95,7 @@ def hits(pattern: bytes, paths: Iterable[tuple[bytes, bool]]) -> int:
         pattern: of an ignore file.
         paths: from the root, and whether each is a folder.
     """
-    top = Ignore.top(rules=pattern)
-    views: dict[bytes, Ignore | None] = {b"": top}
-    """Of folders; None: it is hit."""
-
-    def view_of(folder: bytes) -> Ignore | None:
-        if folder not in views:
-            above, _, name = folder.rpartition(b"/")
-            view = view_of(above)
-            hit = view is None or view.matches(name, True)
-            views[folder] = None if hit or view is None else view.below(name)
-        return views[folder]
-
+    view_of = views(Ignore.top(rules=pattern))
     count = 0
     for path, is_dir in paths:
         folder, _, name = path.rpartition(b"/")

@@ -112,7 +112,8 @@ PEER = {
 """Those of a peer: `peer.NAME.KEY`."""
 TABLES = {
     "merge": "how texts are merged, by pattern: text, union, binary, or a command that is given base, ours"
-    " and theirs, and prints the merge",
+    " and theirs, and prints the merge (by the keys of JSON, TOML and YAML: with a command, as no kept"
+    " library does it and leaves the rest of the file as it was)",
     "conflicts": f"what becomes of versions that do not merge, by pattern: {', '.join(POLICIES)}",
 }
 _SECTIONS = ["peer", *TABLES, *dict.fromkeys(setting.section for setting in SETTINGS.values())]
@@ -166,12 +167,19 @@ def load(root: bytes | None) -> Settings:
     values = {name: Value(setting.default, "default") for name, setting in SETTINGS.items()}
     for file in (user_file(), *([root_file(root)] if root is not None else [])):
         values.update(dict(_of_file(file)))
-    for name, setting in SETTINGS.items():
-        variable = "P2PSYNC_" + name.replace(".", "_").replace("-", "_").upper()
-        text = os.environ.get(variable)
-        if text:
-            values[name] = Value(parse(setting, text, variable), variable)
+    variables = {_variable(name): name for name in SETTINGS}
+    sections = tuple({_variable(f"{setting.section}.") for setting in SETTINGS.values()})
+    for variable, text in os.environ.items():
+        name = variables.get(variable, "")
+        if not name and variable.startswith(sections):
+            raise SettingsError(f"there is no setting {variable}{nearest(variable, list(variables))}")
+        if name and text:
+            values[name] = Value(parse(SETTINGS[name], text, variable), variable)
     return Settings(values)
+
+
+def _variable(name: str) -> str:
+    return "P2PSYNC_" + name.replace(".", "_").replace("-", "_").upper()
 
 
 def parse(setting: Setting, text: str, place: str) -> Any:  # noqa: ANN401 - of the setting's kind

@@ -203,8 +203,8 @@ class Session:
             result.plan = plan_id((one.identity.replica, one.transitions) for one in sides)
         if plan_wanted and plan_wanted != result.plan:
             raise GuardTripped(
-                f"something has changed since the plan {plan_wanted} was made: this one is {result.plan}."
-                " Make a plan anew"
+                f"something has changed since the plan {plan_wanted} was made, or it was made with other"
+                f" options: this one is {result.plan}. Make a plan anew"
             )
         result.refusal = self._guard(sides, limit, approved)
         if carry_out:
@@ -254,11 +254,18 @@ class Session:
         self._driver_problems = []
         facts = self._exchange(home, peer)
         plan, texts = self._decide(facts, stamp, prefer, wanted.mode is Mode.MIRROR)
+        home.problems += [Problem(path, "is not there, on either side") for path in self._nowhere(wanted)]
         unread = [problem.path for problem in home.scanned.problems]
         left_out = choose(plan, wanted, {*home.scanned.mounts, *peer.scanned.mounts}, unread)
         home.transitions, peer.transitions = plan.ours, plan.theirs
         home.problems += self._driver_problems
         return plan, texts, left_out
+
+    def _nowhere(self, wanted: Filter) -> list[bytes]:
+        """Return which of the paths that a run is about nobody has ever heard of: they are misspelt."""
+        names = [Name(path, False) for path in wanted.within if path]
+        found = [replica.lookup(names).entries for replica in self._replicas] if names else []
+        return [name.path for name, *known in zip(names, *found, strict=True) if not any(known)]
 
     # -- exchange
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -87,6 +88,55 @@ def test_a_tool_is_given_what_both_had_and_not_an_edit_in_between(
     p2psync(here, "sync", there, code=1)
     p2psync(here, "resolve", "--all", "--tool", tool(tmp_path, "open(merged, 'w').write(open(base).read())"))
     assert contents(here) == {"d/f.txt": THEIRS.encode()}
+
+
+def test_of_two_versions_the_second_is_merged_into_the_merge_of_the_first(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"f": "base\n"})
+    third = replica(tmp_path / "third")
+    p2psync(here, "sync", third)
+    for number, root in enumerate((here, there, third)):
+        write(root / "f", f"edit {number}\n", mtime_ns=LONG_AGO_NS + number)
+    p2psync(here, "sync", there, code=1)
+    p2psync(here, "sync", third, code=1)
+    p2psync(
+        here,
+        "resolve",
+        "--all",
+        "--tool",
+        tool(tmp_path, "open(merged, 'a').write(open(ours).read() + open(theirs).read())"),
+    )
+    assert set(contents(here)) == {"f"}
+    assert {b"edit 0", b"edit 1", b"edit 2"} <= set(contents(here)["f"].splitlines())
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_what_was_saved_in_a_tool_that_failed_is_told_and_so_is_what_was_settled(
+    tmp_path: Path, as_json: list[str]
+) -> None:
+    here, there = pair(tmp_path, {"a": "1\n", "b": "1\n"})
+    for number, root in enumerate((here, there)):
+        for name in ("a", "b"):
+            write(root / name, f"edit {number}\n", mtime_ns=LONG_AGO_NS + number)
+    p2psync(here, "sync", there, code=1)
+    fails_once = "open(merged, 'w').write('precious'); os._exit('/b.' in merged)"
+    ran = p2psync(here, "resolve", "--all", "--tool", tool(tmp_path, fails_once), *as_json, code=1)
+    assert contents(here)["a"] == b"precious"
+    saved = re.search(r"is in (\S+?)[\s\"]", ran.out + ran.err)
+    assert saved and Path(saved[1]).read_text() == "precious"
+    assert "a" in ran.out and "ended with 1" in ran.out + ran.err
+
+
+def test_both_of_two_copies_get_names_of_their_own(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"f": "base\0"})
+    third = replica(tmp_path / "third")
+    p2psync(here, "sync", third)
+    for number, root in enumerate((here, there, third)):
+        write(root / "f", f"edit {number}\0", mtime_ns=LONG_AGO_NS + number)
+    p2psync(here, "sync", there, code=1)
+    p2psync(here, "sync", third, code=1)
+    p2psync(here, "resolve", "--all", "--keep", "both")
+    assert set(contents(here)) == {"f", "f-2", "f-3"}
+    assert sorted(contents(here).values()) == [b"edit 0\0", b"edit 1\0", b"edit 2\0"]
 
 
 def name(root: Path) -> str:
@@ -262,7 +312,7 @@ def test_the_tool_of_the_environment_is_used(contested: tuple[Path, Path], tmp_p
 
 @pytest.mark.parametrize(
     ("script", "code", "why"),
-    [("pass", 1, "saved nothing new"), ("sys.exit(3)", 3, "ended with 3"), (None, 3, "No such file")],
+    [("pass", 1, "saved nothing new"), ("sys.exit(3)", 1, "ended with 3"), (None, 3, "No such file")],
 )
 def test_a_tool_that_does_nothing_leaves_the_conflict_open(
     contested: tuple[Path, Path], tmp_path: Path, script: str | None, code: int, why: str

@@ -79,6 +79,20 @@ def test_a_run_is_about_what_it_is_told_and_the_next_one_takes_up_the_rest(
     assert contents(here) == BOTH
 
 
+def test_a_path_that_is_nowhere_is_told_of(roots: tuple[Path, Path]) -> None:
+    here, there = roots
+    ran = p2psync(here, "sync", "--path", "nothere", "--path", "d", there, code=1)
+    assert "nothere is not there, on either side" in ran.err
+    p2psync(here, "sync", "--path", "b", there)
+
+
+def test_a_run_about_a_part_does_not_say_that_all_is_in_step(roots: tuple[Path, Path]) -> None:
+    here, there = roots
+    said = p2psync(here, "sync", "--path", "d", there).out
+    assert said.endswith("; done, 4 paths left out\n")
+    assert p2psync(here, "sync", there).out.endswith("; in step\n")
+
+
 def test_a_mirror_makes_the_peer_the_same_and_keeps_what_it_had(roots: tuple[Path, Path]) -> None:
     here, there = roots
     write(there / "only", "there")

@@ -109,6 +109,12 @@ def test_a_wrong_variable_is_told_of(root: Path) -> None:
 # -- the commands
 
 
+def test_a_variable_that_is_none_is_told_of_and_those_that_are_for_others_are_not(root: Path) -> None:
+    wrong = {"P2PSYNC_SYNC_LOCK_WIAT": "3"}
+    assert "did you mean 'P2PSYNC_SYNC_LOCK_WAIT'" in p2psync(root, "config", "list", env=wrong, code=3).err
+    p2psync(root, "config", "list", env={"P2PSYNC_HOME": "x", "P2PSYNC_SSH": "ssh", "P2PSYNC_UI_COLOR": ""})
+
+
 def test_a_setting_is_set_where_comments_stay_and_taken_back(root: Path) -> None:
     config(root, "# mine\n[history]\ndays = 3 # three\n")
     p2psync(root, "config", "set", "history.percent", "5")

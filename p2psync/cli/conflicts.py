@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from p2psync.cli.options import DRY_RUN, JSON, exits, find_root, inside, is_terminal, own
-from p2psync.errors import Exit
+from p2psync.errors import Exit, P2PSyncError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,11 +146,18 @@ def _with_tool(
     as_json: bool,
 ) -> None:
     from p2psync import mergetool, render_conflicts
-    from p2psync.conflicts import Keep, Settled, base_of, settle
+    from p2psync.conflicts import Keep, Settled, base_of, open_conflicts, settle
     from p2psync.core.model import Problem
 
     settled = Settled([], [])
-    for one in found:
+
+    def keep_aside(path: bytes, why: str, text: bytes | None) -> None:
+        where = f"; the merged text is in {_saved(path, text)}" if text is not None else ""
+        settled.problems.append(Problem(path, why + where))
+
+    for listed in found:
+        # Another version of the same file may have been merged just now: this one is merged into that.
+        one = next((now for now in open_conflicts(replica) if now.copy == listed.copy), listed)
         path = replica.contents.text(one.winner.digest) if one.winner else None
         copy = replica.contents.text(one.loser.digest)
         if path is None or copy is None:
@@ -161,15 +168,22 @@ def _with_tool(
             continue
         ours, theirs = (copy, path) if one.lost_here else (path, copy)
         texts = mergetool.Texts(base_of(replica, one) or b"", ours, theirs, path)
-        merged = mergetool.merge(tool, os.fsdecode(one.path), texts)
+        try:
+            merged = mergetool.merge(tool, os.fsdecode(one.path), texts)
+        except mergetool.ToolFailed as error:
+            keep_aside(one.path, str(error), error.saved)
+            break  # who gives up has had enough
         if merged is None:
             settled.problems.append(Problem(one.path, f"{tool} saved nothing new; the conflict stays open"))
             continue
-        part = settle(replica, [(one, Keep.MERGED)], merged)
+        try:
+            part = settle(replica, [(one, Keep.MERGED)], merged)
+        except P2PSyncError as error:
+            keep_aside(one.path, str(error), merged)
+            break
         settled.conflicts += part.conflicts
-        settled.problems += part.problems
-        if part.problems:
-            settled.problems.append(Problem(one.path, f"the merged text is in {_saved(one.path, merged)}"))
+        for problem in part.problems:
+            keep_aside(problem.path, problem.why, merged if problem.path == one.path else None)
     click.echo(render_conflicts.report(settled, dry_run, as_json), nl=False)
     context.exit(settled.exit_code)
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2psync.cli.options import (
-    EXIT_CODES,
     Connection,
     Number,
     chosen_peers,
@@ -117,7 +116,13 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
 
 
 @click.command(
-    epilog=exits(Exit.CONFLICTS, Exit.GUARD, Exit.UNREACHABLE, Exit.LOCKED, ok=EXIT_CODES[Exit.IN_STEP])
+    epilog=exits(
+        Exit.CONFLICTS,
+        Exit.GUARD,
+        Exit.UNREACHABLE,
+        Exit.LOCKED,
+        ok="0 in step, as far as the run is about it",
+    ).replace("could not be reached", "could not be reached, or --timeout ran out")
 )
 @click.argument("peers", nargs=-1, metavar="[PEER-OR-ADDRESS]...")
 @click.option("-n", "--dry-run", is_flag=True, help="Only show what would happen; touch nothing.")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from p2psync.core.ignore import Ignore
+from p2psync.core.ignore import Ignore, views
 from p2psync.core.model import Action, Entry, Kind, Transition, action_of
 from p2psync.core.paths import ancestors, is_within
 from p2psync.core.reconcile import Plan
@@ -105,15 +105,7 @@ def choose(
 
 
 def _admits(wanted: Filter, mounts: Collection[bytes]) -> Callable[[Transition], bool]:
-    views: dict[bytes, Ignore | None] = {b"": Ignore.top(rules=wanted.patterns)}
-
-    def view_of(folder: bytes) -> Ignore | None:
-        """Return the view inside a folder; None: it is left out."""
-        if folder not in views:
-            above, _, name = folder.rpartition(b"/")
-            view = view_of(above)
-            views[folder] = None if view is None or view.matches(name, True) else view.below(name)
-        return views[folder]
+    view_of = views(Ignore.top(rules=wanted.patterns))
 
     def admits(step: Transition) -> bool:
         path = step.path

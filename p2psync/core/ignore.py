@@ -16,7 +16,7 @@ inside any directory a rule is asked about bare names only.  No regular expressi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -267,6 +267,20 @@ def hits(pattern: bytes, path: bytes) -> bool:
             return True
         view = view.below(folder)
     return view.matches(name, False)
+
+
+def views(top: Ignore) -> Callable[[bytes], Ignore | None]:
+    """Return what tells the view inside a folder, by its path; None: the folder, or one above it, is hit."""
+    known: dict[bytes, Ignore | None] = {b"": top}
+
+    def view_of(folder: bytes) -> Ignore | None:
+        if folder not in known:
+            above, _, name = folder.rpartition(b"/")
+            view = view_of(above)
+            known[folder] = None if view is None or view.matches(name, True) else view.below(name)
+        return known[folder]
+
+    return view_of
 
 
 def rule_of(text: bytes, rank: int) -> tuple[int, bytes]:
