@@ -205,37 +205,32 @@ def settle(
         now, loser = replica.lookup([Name(path, False), Name(copy, False)]).entries
         if loser is None or not loser.alive:
             continue
-        gone = Transition(copy, loser, vanish(loser, stamp))
-        gone_after = Transition(copy, loser, vanish(loser, stamp), (path,))
-        keeps_copy = (keep is Keep.OURS) == conflict.lost_here and keep in (Keep.OURS, Keep.THEIRS)
-        known = now if now is not None else _NEVER_WAS
-        if keeps_copy or merged is not None:
+        if merged is not None or _keeps_copy(conflict, keep):
             if path in replaced:
                 raise NoConflict(
                     f"{shown(path)} has several versions set aside: settle them one by one, by their copies,"
                     " or with --prefer newest"
                 )
             replaced.add(path)
+        wanted: Entry | None = None
         if merged is not None:
-            entry = _merged(known if known.alive else loser, merged, stamp.tick)
-            steps += [Transition(path, now, again(entry, known, stamp)), gone_after]
-            told.append((conflict, "the merged text"))
+            like = now if now is not None and now.alive else loser
+            wanted, how = _merged(like, merged, stamp.tick), "the merged text"
         elif keep is Keep.BOTH:
-            place = _free(replica, path, taken)
-            there = replica.lookup([Name(place, False)]).entries[0]
-            steps += [Transition(place, there, again(loser, there or _NEVER_WAS, stamp)), gone]
-            told.append((conflict, f"both; the other as {shown(place)}"))
+            path = _free(replica, path, taken)
+            (now,) = replica.lookup([Name(path, False)]).entries
+            wanted, how = loser, f"both; the other as {shown(path)}"
         elif keep is Keep.MERGED and not conflict.is_edited:
             raise NoConflict(
                 f"{shown(path)} was not edited since the conflict: merge it there, or with --tool, or say"
                 " --keep ours or theirs"
             )
-        elif keeps_copy:
-            steps += [Transition(path, now, again(loser, known, stamp)), gone_after]
-            told.append((conflict, keep.value))
         else:
-            steps.append(gone)
-            told.append((conflict, keep.value))
+            wanted, how = (loser if _keeps_copy(conflict, keep) else None), keep.value
+        if wanted is not None:
+            steps.append(Transition(path, now, again(wanted, now or _NEVER_WAS, stamp)))
+        steps.append(Transition(copy, loser, vanish(loser, stamp), (path,) if wanted is not None else ()))
+        told.append((conflict, how))
     problems: list[Problem] = []
     if steps and not dry_run:
         replica.use_stamp(stamp)
@@ -250,6 +245,11 @@ def settle(
     failed = {problem.path for problem in problems}
     done = [one for one in told if failed.isdisjoint((one[0].path, one[0].copy))]
     return Settled(done, problems)
+
+
+def _keeps_copy(conflict: Open, keep: Keep) -> bool:
+    """Does the version that lost come to be at the path?"""
+    return keep in (Keep.OURS, Keep.THEIRS) and (keep is Keep.OURS) == conflict.lost_here
 
 
 _NEVER_WAS = Entry(kind=Kind.TOMBSTONE)
