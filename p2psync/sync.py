@@ -254,18 +254,19 @@ class Session:
         self._driver_problems = []
         facts = self._exchange(home, peer)
         plan, texts = self._decide(facts, stamp, prefer, wanted.mode is Mode.MIRROR)
-        home.problems += [Problem(path, "is not there, on either side") for path in self._nowhere(wanted)]
+        home.problems += self._misspelt(wanted)
         unread = [problem.path for problem in home.scanned.problems]
         left_out = choose(plan, wanted, {*home.scanned.mounts, *peer.scanned.mounts}, unread)
         home.transitions, peer.transitions = plan.ours, plan.theirs
         home.problems += self._driver_problems
         return plan, texts, left_out
 
-    def _nowhere(self, wanted: Filter) -> list[bytes]:
-        """Return which of the paths that a run is about nobody has ever heard of: they are misspelt."""
+    def _misspelt(self, wanted: Filter) -> list[Problem]:
+        """Tell of the paths that a run is about and nobody has ever heard of."""
         names = [Name(path, False) for path in wanted.within if path]
         found = [replica.lookup(names).entries for replica in self._replicas] if names else []
-        return [name.path for name, *known in zip(names, *found, strict=True) if not any(known)]
+        why = "is not there, on either side, or is ignored"
+        return [Problem(name.path, why) for name, *known in zip(names, *found, strict=True) if not any(known)]
 
     # -- exchange
 

@@ -82,7 +82,7 @@ def test_a_run_is_about_what_it_is_told_and_the_next_one_takes_up_the_rest(
 def test_a_path_that_is_nowhere_is_told_of(roots: tuple[Path, Path]) -> None:
     here, there = roots
     ran = p2psync(here, "sync", "--path", "nothere", "--path", "d", there, code=1)
-    assert "nothere is not there, on either side" in ran.err
+    assert "nothere is not there, on either side, or is ignored" in ran.err
     p2psync(here, "sync", "--path", "b", there)
 
 
