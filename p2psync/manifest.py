@@ -415,7 +415,7 @@ class Manifest:
         ]
         self._db.executemany(
             f"INSERT OR REPLACE INTO remembered (path, seq, born, {ENTRY})"
-            f" SELECT ?1, ?2, born, {ENTRY} FROM entry WHERE directory = ?3 AND name = ?4",
+            f" SELECT ?, ?, born, {ENTRY} FROM entry WHERE directory = ? AND name = ?",
             (
                 (path, seq, self._directory_id(folder), name)
                 for path, _, _ in superseded
@@ -423,9 +423,9 @@ class Manifest:
             ),
         )
         self._db.executemany(
-            "DELETE FROM remembered WHERE path = ?1 AND seq <="
-            " (SELECT seq FROM remembered WHERE path = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-            ((path, REMEMBERED) for path, row, _ in superseded if row.entry.revision > REMEMBERED),
+            "DELETE FROM remembered WHERE path = ? AND seq <="
+            " (SELECT seq FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+            ((path, path, REMEMBERED) for path, row, _ in superseded if row.entry.revision > REMEMBERED),
         )
         self._db.executemany(
             "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -645,9 +645,10 @@ class Manifest:
         """Remember how far the changes of `peer` are taken in."""
         in_step = None if mark.pending else int(now)
         self._db.execute(
-            "INSERT INTO peer (replica, name, synced_at, acknowledged, mark) VALUES (?1, ?2, ?3, ?4, ?5)"
+            "INSERT INTO peer (replica, name, synced_at, acknowledged, mark) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (replica) DO UPDATE SET"
-            " name = ?2, synced_at = coalesce(?3, synced_at), acknowledged = ?4, mark = ?5",
+            " name = excluded.name, synced_at = coalesce(excluded.synced_at, synced_at),"
+            " acknowledged = excluded.acknowledged, mark = excluded.mark",
             (peer.replica, peer.name, in_step, self.newest(), msgspec.msgpack.encode(mark)),
         )
 
@@ -656,8 +657,8 @@ class Manifest:
         place = os.fsencode(address)
         self._db.execute("UPDATE peer SET address = x'' WHERE address = ?", (place,))
         self._db.execute(
-            "INSERT INTO peer (replica, name, address) VALUES (?1, '', ?2)"
-            " ON CONFLICT (replica) DO UPDATE SET address = ?2",
+            "INSERT INTO peer (replica, name, address) VALUES (?, '', ?)"
+            " ON CONFLICT (replica) DO UPDATE SET address = excluded.address",
             (peer, place),
         )
 

@@ -88,8 +88,8 @@ class Past:
         """Yield the versions recorded under `seq` that are still the present ones, touched since or not."""
         found = self._db.execute(
             f"SELECT {ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
-            " WHERE (seq = ?1 AND born = ?1) OR (born = ?1 AND born < seq)",
-            (seq,),
+            " WHERE (seq = ? AND born = ?) OR (born = ? AND born < seq)",
+            (seq, seq, seq),
         )
         return (Change(join(columns[8], columns[9]), self._read(columns)) for columns in found)
 
