@@ -21,7 +21,7 @@ from p2psync.core.detect import is_racy
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition
 from p2psync.core.order import Move, in_order, moved_folders, whole_folders
-from p2psync.core.paths import join, split
+from p2psync.core.paths import ancestors, join, split
 from p2psync.disk import (
     Root,
     change_mode,
@@ -82,6 +82,8 @@ class Applier:
         self._came: dict[bytes, Row] = {}
         """What was moved with its folder, as it is at its new place."""
         self._failed: set[bytes] = set()
+        self._failed_in: set[bytes] = set()
+        """Folders in which something failed."""
         self._made: list[tuple[bytes, Entry]] = []
         self._arrived: dict[bytes, int] = {}
         """Directories that were put in place whole, and when (ns)."""
@@ -119,6 +121,7 @@ class Applier:
                 outcome = self._attempt(transition, row)
             if isinstance(outcome, Problem):
                 self._failed.add(path)
+                self._failed_in.update(ancestors(path))
             yield outcome
         self._finish_directories()
 
@@ -250,6 +253,9 @@ class Applier:
         _check_unchanged(name, directory, row)
         if wanted.kind is row.entry.kind and wanted.same_bytes(row.entry):
             return self._amend(name, directory, row, wanted)
+        if row.entry.kind is Kind.DIRECTORY and path in self._failed_in:
+            # Be it empty now: no scan would find what the manifest still has in it.
+            raise Refused("holds what could not be deleted")
         if not wanted.alive:
             return self._delete(path, row, wanted)
         return self._replace(path, row, wanted)
@@ -366,12 +372,9 @@ class Applier:
     def _delete(self, path: bytes, row: Row, wanted: Entry) -> Row:
         directory, name = self._parent(path)
         if row.entry.kind is Kind.DIRECTORY:
-            try:
+            # What is left in it is ignored or no entry, and stays; what is new is found by the next scan.
+            with contextlib.suppress(_NotEmpty):
                 _write_in(directory, lambda: _remove_directory(name, directory))
-            except _NotEmpty:
-                # What is left in it is ignored or no entry, and stays; what is new is found by the next scan.
-                if any(failed.startswith(path + b"/") for failed in self._failed):
-                    raise Refused("holds what could not be deleted") from None
             return Row(wanted)
         shelf, kept = self._history.shelf(path)
         _write_in(directory, lambda: rename_new(name, directory, kept, shelf))

@@ -69,6 +69,7 @@ from p2psync.held import Held
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord
 from p2psync.past import Run
+from p2psync.receive import receive
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
 from p2psync.sender import Sender
@@ -476,7 +477,9 @@ class LocalReplica:
         """Stage what is in the tree of the neighbour; see `Replica.take`."""
         with _staging():
             if self.neighbour is not None:
-                yield from take(self._stage, self._bases, self._sidecar, self.neighbour)
+                for taken in take(self._stage, self._bases, self._sidecar, self.neighbour):
+                    self._foresee()
+                    yield taken
             for start in range(0, len(lacking := self._stage.lacking()), BATCH):
                 yield Taken(0, 0, lacking[start : start + BATCH])
 
@@ -500,10 +503,10 @@ class LocalReplica:
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
-            self._stage.receive(batches, self._keep, self._held.span)
+            receive(self._stage, self._bases, self._sidecar, batches, self._held.span, staged=self._foresee)
 
     def _foresee(self) -> None:
-        """Write the rows of files that will arrive with a new folder, while the disk takes their contents.
+        """Write the rows of files that will arrive with a new folder, as soon as they are staged.
 
         In a transaction that ends with `apply`: what does not arrive as foreseen is corrected there (I5).
         """
@@ -520,15 +523,7 @@ class LocalReplica:
 
     def keep(self, digest: Digest, text: bytes) -> None:
         """Keep the base of a conflict; see `Home.keep`."""
-        self._keep(digest, text)
-
-    def _keep(self, digest: Digest, data: bytes) -> None:
-        """Keep a text that comes from elsewhere, for merges to come.
-
-        Whoever has a version has made it or taken it in; of two that have it, at least one keeps it.
-        """
-        if len(data) <= MAX_TEXT:
-            self._bases.add(digest, data)
+        self._bases.add(digest, text)
 
     # -- what becomes of it
 

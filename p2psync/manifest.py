@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from p2psync.columns import ENTRY, decoded, entry_columns, entry_of, row_of
+from p2psync.columns import ENTRY, blob, decoded, entry_columns, entry_of, row_of
 from p2psync.core.model import Digest, Entry, Extent, Record, Row
 from p2psync.core.paths import join, split
 from p2psync.core.replica import Change, Identity, Mark, Point
@@ -456,7 +456,8 @@ class Manifest:
         vouching = stat[1:] if stat else (None, None, None)
         touched = record.replaces is not None and record.replaces.version == entry.version
         born = self._born(record.path) if touched else seq
-        return (self._directory_id(directory), name, seq, born, *entry_columns(entry), *vouching, racy)
+        place = (self._directory_id(directory), blob(name))
+        return (*place, seq, born, *entry_columns(entry), *vouching, int(racy))
 
     def _born(self, path: bytes) -> int:
         """Return under which number the present version of a path was recorded: a touch makes none."""
@@ -583,7 +584,10 @@ class Manifest:
 
     def keep(self, extents: Iterable[Extent]) -> None:
         """Remember where texts are kept."""
-        self._db.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)", extents)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)",
+            ((blob(digest), *place) for digest, *place in extents),
+        )
 
     # -- what a check looks at
 

@@ -450,6 +450,24 @@ def test_a_folder_stays_deleted_although_what_is_in_it_could_not_be_deleted_at_o
     assert in_manifest(root, *wanted) == list(wanted.values())
 
 
+@pytest.mark.parametrize("becomes", [tombstone(version(9)), file(b"new", seen=version(9))])
+def test_a_folder_is_not_gone_before_what_the_manifest_has_in_it(root: Path, becomes: Entry) -> None:
+    make_tree(root, {b"p/d/f": b"old"})
+    inode = os.lstat(root / "p").st_ino
+
+    def swapped() -> None:
+        (root / "p").rename(root / "elsewhere")
+        (root / "p").mkdir()
+
+    wanted = {b"p": becomes, b"p/d": tombstone(version(9)), b"p/d/f": tombstone(version(9))}
+    problems = carry_out_at(root, wanted, b"new", meanwhile=swapped)
+    assert {problem.path for problem in problems} == set(wanted)
+    found = scanned(root)
+    assert os.lstat(root / "elsewhere").st_ino == inode
+    assert not found[b"p/d"].alive
+    assert not found[b"p/d/f"].alive
+
+
 def test_permissions_of_a_folder_that_change_between_scan_and_apply_are_left_alone(root: Path) -> None:
     make_tree(root, {b"p": None})
     os.chmod(root / "p", 0o755)
