@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from p2psync import errors
+from p2psync.core.chunking import MOST_BASES
 from p2psync.core.model import Entry, Problem, Transition
 from p2psync.core.replica import (
     AnyDigest,
@@ -21,6 +22,7 @@ from p2psync.core.replica import (
     Content,
     Count,
     Identity,
+    Like,
     Mark,
     Name,
     Source,
@@ -46,6 +48,7 @@ _FEW = msgspec.Meta(max_length=MAX_ITEMS)
 AnyChanges = Annotated[list[Change], _FEW]
 AnyDigests = Annotated[list[AnyDigest | None], _FEW]
 AnyContents = Annotated[list[Content], _FEW]
+AnyAlike = Annotated[list[Annotated[list[AnyDigest], msgspec.Meta(max_length=MOST_BASES)]], _FEW]
 AnySources = Annotated[list[list[Source]], _FEW]
 AnyTransitions = Annotated[list[Transition], _FEW]
 AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _FEW]
@@ -99,8 +102,8 @@ class Read(_Call, frozen=True):
     digests: Annotated[list[AnyDigest], _FEW]
 
 
-class Cut(_Call, frozen=True):
-    contents: AnyContents
+class Alike(_Call, frozen=True):
+    likes: Annotated[list[Like], _FEW]
 
 
 class Sources(_Call, frozen=True):
@@ -188,7 +191,7 @@ AnyCall = (
     | Prepare
     | Take
     | Read
-    | Cut
+    | Alike
     | Sources
     | Differences
     | Stage

@@ -12,11 +12,12 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import msgspec
 from xxhash import xxh3_64_digest, xxh3_128
 
-from p2psync.core.chunking import HASH_BYTES, Chunks
+from p2psync.core.chunking import HASH_BYTES, Chunks, sampled, unit_of, windows
 from p2psync.core.model import Digest
 from p2psync.core.replica import Cuts
 from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, blocks_of
@@ -87,6 +88,20 @@ def cut_all(fd: int, unit: int) -> tuple[Digest, Chunks]:
     return cutter.result()
 
 
+def hashes_of_some(fd: int, size: int) -> bytes:
+    """Return the hashes of chunks here and there in an open file; those at the ends of a part may be none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = bytearray()
+    for offset, length in windows(size):
+        cutter = Cutter(unit_of(size))
+        data = os.pread(fd, length, offset)
+        found += b"".join(value for _, value in chain(cutter.feed(data), cutter.end()))
+    return bytes(found)
+
+
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
     rules: int
     unit: int
@@ -101,6 +116,7 @@ class ChunkLists:
         with contextlib.suppress(FileExistsError):
             os.mkdir("chunks", 0o700, dir_fd=sidecar)
         self._fd = os.open("chunks", OPEN_DIRECTORY, dir_fd=sidecar)
+        self._new: list[tuple[bytes, Digest]] = []
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -123,9 +139,16 @@ class ChunkLists:
             with open(os.open("new", flags, 0o600, dir_fd=self._fd), "wb") as file:
                 file.write(msgspec.msgpack.encode(stored))
             os.rename("new", digest.hex(), src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            self._new += ((value, digest) for value in sampled(chunks.hashes))
 
-    def collect(self, is_held: Callable[[Digest], bool]) -> None:
-        """Forget what has not been in any file of the tree for long."""
+    def samples(self) -> list[tuple[bytes, Digest]]:
+        """Return some chunks of what is known since the last call, by which it can be found: hash, digest."""
+        new, self._new = self._new, []
+        return new
+
+    def collect(self, is_held: Callable[[Digest], bool]) -> list[Digest]:
+        """Forget what has not been in any file of the tree for long; return its digests."""
+        gone = []
         old = time.time() - KEEP_SECONDS
         for name in os.listdir(self._fd):
             with contextlib.suppress(OSError, ValueError):
@@ -133,3 +156,5 @@ class ChunkLists:
                     Digest(bytes.fromhex(name))
                 ):
                     os.unlink(name, dir_fd=self._fd)
+                    gone.append(Digest(bytes.fromhex(name)))
+        return gone

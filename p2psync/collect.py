@@ -75,7 +75,10 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.past.set_collected(int(now))
-        self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
+        forgotten = self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
+        if forgotten:
+            with self._manifest.transaction():
+                self._manifest.forget_samples(forgotten)
         self._remove(gone)
         return gone
 

@@ -44,6 +44,7 @@ from p2psync.core.replica import (
     Content,
     Found,
     Identity,
+    Like,
     Mark,
     Name,
     Piece,
@@ -487,9 +488,9 @@ class LocalReplica:
         """Yield the contents with these digests, in batches of pieces; see `Replica.read`."""
         return self._sender.read(digests, remember=self.neighbour is None)
 
-    def cut(self, contents: Sequence[Content]) -> list[Digest]:
-        """Return of which contents this replica knows how they are cut; see `Replica.cut`."""
-        return self._sender.cut(contents)
+    def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
+        """Return what contents may be made of; see `Replica.alike`."""
+        return self._sender.alike(likes)
 
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
         """Yield contents as what differs from what is held there; see `Replica.differences`."""
@@ -671,6 +672,7 @@ class LocalReplica:
         self._stage.clear()
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
+            self._manifest.add_samples(self._lists.samples())
             self._manifest.set_mark(peer, mark, time.time())
             if self._run:
                 self._manifest.past.name_run(self._run, peer.name)

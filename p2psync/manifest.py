@@ -7,6 +7,7 @@ fingerprint stands costs none of them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import os
@@ -28,7 +29,7 @@ from p2psync.past import Past, Run
 
 _T = TypeVar("_T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BASES = 8
 """Earlier versions of a path that a merge may start from: for replicas that are this far behind."""
 REMEMBERED = 100
@@ -70,7 +71,11 @@ CREATE TABLE peer (
 CREATE TABLE skipped (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE mount (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE nonce (seq INTEGER PRIMARY KEY, nonce INTEGER NOT NULL);
+CREATE TABLE sample (hash BLOB, digest BLOB, PRIMARY KEY (hash, digest)) WITHOUT ROWID;
 """
+
+_UPGRADES = {1: _SCHEMA[_SCHEMA.index("CREATE TABLE sample") :]}
+"""What brings a manifest of an older format to the next one."""
 
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
@@ -148,8 +153,14 @@ class Manifest:
                     f"the manifest {os.fsdecode(file)} has format {version}, this p2psync knows"
                     f" {SCHEMA_VERSION}: upgrade p2psync"
                 )
-            if version < SCHEMA_VERSION or (died and not is_sound(database)):
+            if version not in (*_UPGRADES, SCHEMA_VERSION) or (died and not is_sound(database)):
                 raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
+            while version < SCHEMA_VERSION:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute(_UPGRADES[version])
+                version += 1
+                database.execute(f"PRAGMA user_version = {version}")
+                database.execute("COMMIT")
             setattr(database, "file", file)  # noqa: B010 - of Database
         except ReplicaError:
             database.close()
@@ -588,6 +599,32 @@ class Manifest:
             "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)",
             ((blob(digest), *place) for digest, *place in extents),
         )
+
+    # -- large contents
+
+    def add_samples(self, samples: Iterable[tuple[bytes, Digest]]) -> None:
+        """Remember chunks, by their hashes, and in which contents they are."""
+        self._db.executemany("INSERT OR IGNORE INTO sample VALUES (?, ?)", samples)
+
+    def has_samples(self) -> bool:
+        """Is any chunk remembered?"""
+        return self._db.execute("SELECT 1 FROM sample LIMIT 1").fetchone() is not None
+
+    def with_samples(self, hashes: Sequence[bytes], most: int) -> list[Digest]:
+        """Return in which contents most of these chunks are, those with the most of them first."""
+        found: collections.Counter[Digest] = collections.Counter()
+        for start in range(0, len(hashes), _CHUNK):
+            chunk = hashes[start : start + _CHUNK]
+            marks = ",".join("?" * len(chunk))
+            rows = self._db.execute(f"SELECT digest FROM sample WHERE hash IN ({marks})", chunk)
+            found.update(digest for (digest,) in rows)
+        return [digest for digest, _ in found.most_common(most)]
+
+    def forget_samples(self, digests: Sequence[Digest]) -> None:
+        """Forget the chunks of these contents."""
+        for start in range(0, len(digests), _CHUNK):
+            chunk = digests[start : start + _CHUNK]
+            self._db.execute(f"DELETE FROM sample WHERE digest IN ({','.join('?' * len(chunk))})", chunk)
 
     # -- what a check looks at
 

@@ -16,6 +16,8 @@ from p2psync.calls import (
     FAILURES,
     VALUE,
     Acknowledge,
+    Alike,
+    AnyAlike,
     AnyBases,
     AnyCall,
     AnyChanges,
@@ -26,7 +28,6 @@ from p2psync.calls import (
     Bases,
     Changes,
     Close,
-    Cut,
     Describe,
     Differences,
     Echo,
@@ -60,7 +61,6 @@ from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import NO_DIGEST, Digest, Entry, Transition, needs_content
 from p2psync.core.pace import Compress
 from p2psync.core.replica import (
-    AnyDigest,
     Applied,
     Ask,
     Change,
@@ -68,6 +68,7 @@ from p2psync.core.replica import (
     Count,
     Found,
     Identity,
+    Like,
     Mark,
     Name,
     Piece,
@@ -360,14 +361,11 @@ class RemoteReplica:
                 check_among((piece.digest for piece in pieces), asked)
                 yield pieces
 
-    def cut(self, contents: Sequence[Content]) -> list[Digest]:
-        """See `Replica.cut`."""
-        known: list[Digest] = []
-        for batch in batches(contents, lambda _: 100):
-            part = self._ask(Cut(batch), list[AnyDigest])
-            check_among(part, {content.digest for content in batch})
-            known += part
-        return known
+    def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
+        """See `Replica.alike`."""
+        alike = self._ask(Alike(list(likes)), AnyAlike)
+        check_length(alike, likes)
+        return alike
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """See `Replica.sources`."""

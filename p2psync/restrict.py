@@ -25,6 +25,7 @@ from p2psync.core.replica import (
     Content,
     Found,
     Identity,
+    Like,
     Mark,
     Name,
     Piece,
@@ -263,9 +264,9 @@ class ReadOnly:
         """See `Replica.read`."""
         return self._replica.read(digests)
 
-    def cut(self, contents: Sequence[Content]) -> list[Digest]:
-        """See `Replica.cut`."""
-        return self._replica.cut(contents)
+    def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
+        """See `Replica.alike`."""
+        return self._replica.alike(likes)
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Hold nothing: `prepare` lacked nothing."""

@@ -7,11 +7,11 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
-from p2psync.chunks import ChunkLists, Cutter, cut_file
+from p2psync.chunks import ChunkLists, Cutter, cut_file, hashes_of_some
 from p2psync.contents import Contents
-from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
+from p2psync.core.chunking import MOST_BASES, WORTH_BYTES, Chunks, Index, parts, sampled, unit_of
 from p2psync.core.model import Digest
-from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, Content, More, Piece, Source, Want
+from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, Content, Like, More, Piece, Source, Want
 from p2psync.manifest import Manifest
 
 
@@ -46,9 +46,28 @@ class Sender:
                     collections.deque(cutter.end(), maxlen=0)
                     self._remember(digest, unit_of(size), cutter)
 
-    def cut(self, contents: Sequence[Content]) -> list[Digest]:
-        """Return of which contents it is known how they are cut; see `Replica.cut`."""
-        return [digest for digest, size in contents if self._lists.get(digest, unit_of(size))]
+    def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
+        """Return what contents may be made of; see `Replica.alike`."""
+        return [self._alike(content, bases) for content, bases in likes]
+
+    def _alike(self, content: Content, bases: Sequence[Digest]) -> list[Digest]:
+        unit = unit_of(content.size)
+        found = bases or self._like(content)
+        return [digest for digest in found if self._lists.get(digest, unit)][:MOST_BASES]
+
+    def _like(self, content: Content) -> list[Digest]:
+        """Return other contents that have chunks in common with these, the likest first."""
+        if not self._manifest.has_samples():
+            return []
+        with self._contents.opened(content.digest) as fd:
+            if fd is None:
+                return []
+            try:
+                some = sampled(hashes_of_some(fd, content.size))
+            except OSError:  # it cannot be read, which will show
+                return []
+        found = self._manifest.with_samples(some, MOST_BASES + 1)
+        return [digest for digest in found if digest != content.digest]
 
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
         """Yield contents as what differs from what is held there; see `Replica.differences`."""

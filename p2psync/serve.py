@@ -18,13 +18,13 @@ from p2psync.calls import (
     ERROR,
     VALUE,
     Acknowledge,
+    Alike,
     AnyCall,
     AnyTransitions,
     Apply,
     Bases,
     Changes,
     Close,
-    Cut,
     Describe,
     Differences,
     Echo,
@@ -261,8 +261,8 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return replica.take()
         case Read(digests):
             return replica.read(digests)
-        case Cut(contents):
-            return [replica.cut(contents)]
+        case Alike(likes):
+            return [replica.alike(likes)]
         case Sources(asks):
             return [replica.sources(asks)]
         case Differences(wants):

@@ -22,6 +22,7 @@ from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
 from p2psync.core.paths import ancestors, split
 from p2psync.core.replica import Content, More, Piece
 from p2psync.disk import (
+    HOLE,
     OPEN_DIRECTORY,
     OPEN_FILE,
     Root,
@@ -422,7 +423,11 @@ def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat
     """
     fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
     try:
-        write_all(fd, data)
+        if len(data) < HOLE:
+            write_all(fd, data)
+        else:
+            write_sparse(fd, data)
+            os.ftruncate(fd, len(data))  # it may end with a hole
         return _dress(fd, entry)
     except OSError:
         os.unlink(name, dir_fd=directory)

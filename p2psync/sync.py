@@ -35,6 +35,7 @@ from p2psync.core.replica import (
     Content,
     Home,
     Identity,
+    Like,
     Mark,
     More,
     Name,
@@ -367,16 +368,15 @@ class Session:
 
     def _stage_differences(self, side: Side, other: Side, missing: Sequence[Content]) -> Sequence[Content]:
         """Bring to `side` large contents of which it holds parts; return what it still lacks."""
-        bases = likely_bases(side.transitions)
+        bases = likely_bases(side.transitions, other.transitions)
         sizes = {content.digest: content for content in missing if content.digest in bases}
         if not sizes:
             return missing
         for batch in _batches([*sizes.values()], LARGE_BATCH):
-            asked = [Content(base, size) for digest, size in batch for base in bases[digest]]
-            known = set(other.replica.cut(asked)) if asked else set()
+            likes = [Like(content, bases[content.digest]) for content in batch]
             asks = [
-                Ask(content, bases[content.digest], [base for base in bases[content.digest] if base in known])
-                for content in batch
+                Ask(content, list(dict.fromkeys([*likely, *known])), known)
+                for (content, likely), known in zip(likes, other.replica.alike(likes), strict=True)
             ]
             found = zip(batch, side.replica.sources(asks), strict=True)
             wants = [Want(content, sources) for content, sources in found if sources]

@@ -129,6 +129,39 @@ def test_what_was_moved_and_edited_is_made_of_what_was_there(pair: tuple[Path, P
     assert synced(*pair).transferred < SMALL_CHANGE
 
 
+@pytest.mark.parametrize(
+    "data",
+    [INSERTED, b"x" * 100 + DATA, DATA[1 << 19 :] + noise(UNIT, 3) + DATA[: 1 << 19]],
+    ids=["inserted", "put before", "in another order"],
+)
+def test_a_new_file_is_made_of_any_that_was_sent(pair: tuple[Path, Path], data: bytes) -> None:
+    (pair[0] / "elsewhere").mkdir()
+    (pair[0] / "elsewhere" / "another").write_bytes(data)
+    assert synced(*pair).transferred < 2 * SMALL_CHANGE
+
+
+def test_a_new_file_is_made_of_several(pair: tuple[Path, Path]) -> None:
+    other = noise(1 << 20, 2)
+    (pair[0] / "other").write_bytes(other)
+    assert synced(*pair).transferred == 1 << 20
+    (pair[0] / "both").write_bytes(DATA + other)
+    assert synced(*pair).transferred < SMALL_CHANGE
+
+
+def test_what_the_other_side_does_not_hold_any_more_is_sent(pair: tuple[Path, Path]) -> None:
+    (pair[1] / "file").unlink()
+    synced(*pair)
+    (pair[0] / "again").write_bytes(INSERTED)
+    assert synced(*pair).transferred == len(INSERTED)
+
+
+def test_the_copy_of_what_loses_is_made_of_what_wins(pair: tuple[Path, Path]) -> None:
+    edited(pair[0] / "file", INSERTED)
+    edited(pair[1] / "file", OVERWRITTEN)
+    assert synced(*pair).transferred < 2 * SMALL_CHANGE
+    assert {path.read_bytes() for path in pair[0].iterdir() if path.is_file()} == {INSERTED, OVERWRITTEN}
+
+
 def test_what_only_moved_is_not_sent_at_all(pair: tuple[Path, Path]) -> None:
     (pair[0] / "file").rename(pair[0] / "renamed")
     assert synced(*pair).transferred == 0
@@ -266,6 +299,14 @@ def test_sparse_files_stay_sparse(tmp_path: Path) -> None:
     assert (there / "file").stat().st_blocks * 512 <= 2 << 20
 
 
+def test_a_small_file_that_is_a_hole_stays_one(tmp_path: Path) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    with (here / "file").open("wb") as file:
+        file.truncate(1 << 20)
+    synced(here, there)
+    assert (there / "file").stat().st_blocks == 0
+
+
 # -- how files are cut
 
 
@@ -320,10 +361,10 @@ def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(
     assert lists.get(digest(b"held"), UNIT) == one
     assert lists.get(digest(b"held"), 2 * UNIT) is None
     assert lists.get(digest(b"other"), UNIT) is None
-    lists.collect(lambda found: found == digest(b"held"))
+    assert lists.collect(lambda found: found == digest(b"held")) == []
     assert lists.get(digest(b"gone"), UNIT) == one
     monkeypatch.setattr(chunks, "KEEP_SECONDS", -1.0)
-    lists.collect(lambda found: found == digest(b"held"))
+    assert lists.collect(lambda found: found == digest(b"held")) == [digest(b"gone")]
     assert lists.get(digest(b"held"), UNIT) == one
     assert lists.get(digest(b"gone"), UNIT) is None
     lists.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
@@ -95,6 +96,28 @@ def test_a_manifest_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(ReplicaError, match="is lost"):
         Manifest.open(os.fsencode(tmp_path / "manifest.db"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_of_an_older_format_is_brought_up_to_date(place: bytes) -> None:
+    with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
+        database.execute("DROP TABLE sample")
+        database.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        with contextlib.closing(Manifest.open(place)) as manifest:
+            assert not manifest.has_samples()
+    with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_contents_are_found_by_what_they_have_in_common(place: bytes) -> None:
+    with contextlib.closing(Manifest.open(place)) as manifest:
+        manifest.add_samples([(b"1", digest(b"a")), (b"2", digest(b"a")), (b"2", digest(b"b"))])
+        manifest.add_samples([(b"2", digest(b"b")), (b"3", digest(b"c"))])
+        assert manifest.with_samples([b"1", b"2"], 4) == [digest(b"a"), digest(b"b")]
+        assert manifest.with_samples([b"1", b"2"], 1) == [digest(b"a")]
+        assert manifest.with_samples([b"4"], 4) == manifest.with_samples([], 4) == []
+        manifest.forget_samples([digest(b"a"), digest(b"b")])
+        assert manifest.with_samples([b"1", b"2", b"3"], 4) == [digest(b"c")]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")

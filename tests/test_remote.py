@@ -51,6 +51,7 @@ from p2psync.core.replica import (
     Cuts,
     Found,
     Identity,
+    Like,
     Mark,
     More,
     Name,
@@ -143,8 +144,8 @@ class Fake:
             data = self.held.get(wanted)
             yield [Piece(wanted, data or b"", More.GONE if data is None else More.LAST)]
 
-    def cut(self, contents: Sequence[Content]) -> list[Digest]:
-        return [content.digest for content in contents if content.digest in self.held]
+    def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
+        return [like.bases for like in likes]
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         return [[Source(base, Cuts(b"1234", b"123456")) for base in ask.bases] for ask in asks]

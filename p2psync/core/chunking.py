@@ -20,7 +20,12 @@ HASH_BYTES = 6
 _UNIT = 16 * 1024
 _MAX_UNIT = 1024 * 1024
 _MOST_CHUNKS = 1 << 16
-_MOST_BASES = 4
+MOST_BASES = 4
+"""Files that contents are looked for in."""
+_SAMPLE = 8
+"""One of so many chunks is looked up to find files that are alike."""
+_WINDOWS = 4
+_WINDOW_UNITS = 32
 _RUN_BYTES = 32 << 20
 """A run is told when it is as long, so that it is copied while the next one is looked for."""
 
@@ -118,12 +123,36 @@ def parts(chunks: Iterable[tuple[memoryview, bytes]], index: Index, most: int) -
         yield Part(b"".join(data))
 
 
-def likely_bases(transitions: Iterable[Transition]) -> dict[Digest, list[Digest]]:
+def sampled(hashes: bytes) -> list[bytes]:
+    """Return some of the hashes of chunks: of like chunks the same, wherever they are.
+
+    So two files are found to be alike by few of their chunks (Lillibridge et al., Sparse Indexing, 2009).
+    """
+    starts = range(0, len(hashes), HASH_BYTES)
+    return [hashes[start : start + HASH_BYTES] for start in starts if hashes[start] % _SAMPLE == 0]
+
+
+def windows(size: int) -> list[tuple[int, int]]:
+    """Return which parts of a file tell what it may be like: offset and bytes, in order, apart."""
+    length = _WINDOW_UNITS * unit_of(size)
+    if size <= _WINDOWS * length:
+        return [(0, size)]
+    return [(number * (size - length) // (_WINDOWS - 1), length) for number in range(_WINDOWS)]
+
+
+def likely_bases(
+    transitions: Iterable[Transition], others: Iterable[Transition] = ()
+) -> dict[Digest, list[Digest]]:
     """Return of each large contents that a side takes in what it may be made of: versions that the side has.
 
     That is what was at the same path, or else large files that go away from the same folder, or a file of the
-    same name that does: what was renamed and edited.
+    same name that does: what was renamed and edited. A conflict copy may be made of what wins over it.
+
+    Args:
+        transitions: of the side.
+        others: those of the other side, which loses what this one takes in as conflict copies.
     """
+    winners = {copy: step.wanted.digest for step in others if _is_large(step.wanted) for copy in step.after}
     replaced: dict[Digest, list[Digest]] = {}
     going: dict[bytes, list[Digest]] = {}
     coming: list[Transition] = []
@@ -133,6 +162,8 @@ def likely_bases(transitions: Iterable[Transition]) -> dict[Digest, list[Digest]
             bases = replaced.setdefault(step.wanted.digest, [])
             if before is not None:
                 bases.append(before)
+            elif step.path in winners:
+                bases.append(winners[step.path])
             else:
                 coming.append(step)
         elif before is not None and not step.wanted.alive:
@@ -141,8 +172,8 @@ def likely_bases(transitions: Iterable[Transition]) -> dict[Digest, list[Digest]
             going.setdefault(name, []).append(before)
     for step in coming if going else ():
         folder, name = split(step.path)
-        replaced[step.wanted.digest] += (going.get(name) or going.get(folder + b"/", []))[:_MOST_BASES]
-    return {digest: list(dict.fromkeys(bases))[:_MOST_BASES] for digest, bases in replaced.items()}
+        replaced[step.wanted.digest] += (going.get(name) or going.get(folder + b"/", []))[:MOST_BASES]
+    return {digest: list(dict.fromkeys(bases))[:MOST_BASES] for digest, bases in replaced.items()}
 
 
 def _is_large(entry: Entry) -> bool:

@@ -104,6 +104,14 @@ class Content(NamedTuple):
     size: Count
 
 
+class Like(NamedTuple):
+    """A question: of what are large contents made that both sides may have?"""
+
+    content: Content
+    bases: list[AnyDigest]
+    """Contents that they are probably like."""
+
+
 class Ask(NamedTuple):
     """A question: what is held that large contents may be made of?"""
 
@@ -268,8 +276,11 @@ class Replica(Protocol):
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """Yield the contents with these digests, in their order, in batches of pieces."""
 
-    def cut(self, contents: Sequence[Content]) -> list[Digest]:
-        """Return those contents of which this replica knows how they are cut by the unit for such a size."""
+    def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
+        """Return what large contents that this replica has may be made of, and it knows how that is cut.
+
+        Of each: those among its bases, or if it has none, others that have chunks in common with it.
+        """
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Return what is held of each of the contents that `prepare` lacked.

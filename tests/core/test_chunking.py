@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from xxhash import xxh3_64_digest
 
 from p2psync.core.chunking import (
@@ -18,7 +21,9 @@ from p2psync.core.chunking import (
     Part,
     likely_bases,
     parts,
+    sampled,
     unit_of,
+    windows,
 )
 from p2psync.core.model import Entry, Transition
 from tests.support import digest, directory, file, tombstone
@@ -122,6 +127,33 @@ def test_what_was_moved_and_edited_is_made_of_what_goes_away() -> None:
     assert likely_bases([elsewhere, same_folder, same_name, made]) == {digest(new): [digest(LARGE + b"1")]}
     assert likely_bases([elsewhere, same_folder, made]) == {digest(new): [digest(LARGE + b"2")]}
     assert likely_bases([elsewhere, made]) == {digest(new): []}
+
+
+def test_the_copy_of_what_loses_is_made_of_what_wins() -> None:
+    loser, winner = LARGE + b"mine", LARGE + b"theirs"
+    copy = Transition(b"p.conflict", None, file(loser))
+    displaced = Transition(b"p", file(loser), file(winner), after=(b"p.conflict",))
+    assert likely_bases([copy], [displaced]) == {digest(loser): [digest(winner)]}
+    assert likely_bases([copy], [structs.replace(displaced, after=())]) == {digest(loser): []}
+
+
+@given(st.integers(0, 1 << 42))
+def test_windows_are_apart_inside_the_file_and_do_not_grow_with_it(size: int) -> None:
+    found = windows(size)
+    ends = [offset + length for offset, length in found]
+    assert all(end <= offset for end, (offset, _) in zip(ends, found[1:], strict=False))
+    assert found[0][0] == 0
+    assert ends[-1] == size
+    assert sum(length for _, length in found) <= max(128 * unit_of(size), 1)
+
+
+@given(st.lists(st.binary(min_size=HASH_BYTES, max_size=HASH_BYTES)))
+def test_of_like_chunks_the_same_are_looked_up_wherever_they_are(hashes: list[bytes]) -> None:
+    assert sorted(sampled(b"".join(hashes))) == sorted(chain(*map(sampled, hashes)))
+
+
+def test_one_of_eight_chunks_is_looked_up() -> None:
+    assert len(sampled(random.Random(1).randbytes(8000 * HASH_BYTES))) == pytest.approx(1000, rel=0.1)
 
 
 def test_not_more_than_a_few_files_are_looked_into() -> None:
