@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2psync.core.ignore import Ignore
@@ -54,9 +54,21 @@ def quick_disk() -> Iterator[None]:
         yield
 
 
+def beyond_links(root: bytes, path: bytes, last: bool = False) -> bytes:
+    """Return where a path leads if folders on the way, or also the last, are links: that is told of."""
+    folder, name = split(path)
+    if last:
+        folder, name = path, b""
+    found = os.path.relpath(os.path.join(os.path.realpath(os.path.join(root, folder)), name), root)
+    return b"" if found == b"." else found
+
+
 def operate(root: bytes, operation: tuple[str, bytes, bytes]) -> Dirty:
     """Do it if it can be done; return the folders that the system would tell of, and those that are new."""
     what, path, more = operation
+    path = beyond_links(root, path, last=what == "ignore")
+    if what == "rename":
+        more = beyond_links(root, more)
     full = os.path.join(root, path)
     try:
         match what:
@@ -104,6 +116,7 @@ def scan_part(replica: LocalReplica, dirty: Mapping[bytes, bool], ignores: Mappi
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(OPERATIONS, min_size=1, max_size=5), min_size=1, max_size=6))
+@example([[("mkdir", b"b/c", b"")], [("link", b"b/a", b"c"), ("mkdir", b"b/a/a", b"")]])
 def test_a_part_is_enough_where_something_happened(
     tmp_path_factory: pytest.TempPathFactory, rounds: list[list[tuple[str, bytes, bytes]]]
 ) -> None:
