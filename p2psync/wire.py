@@ -201,6 +201,8 @@ class Connection:
         try:
             return _decoder(kind).decode(message)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            if isinstance(error.__cause__, _FarAhead):
+                raise ProtocolError(f"{self.name} sent {error.__cause__}") from error
             raise ProtocolError(f"{self.name} sent what makes no sense: {plain(str(error))}") from error
 
 
@@ -255,12 +257,20 @@ def _is_link(entry: Entry) -> bool:
     )
 
 
+class _FarAhead(ValueError):
+    """What came was marked by a clock that is, or was, wrong."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _version(data: bytes) -> Version:
     version = Version.decode(data)
     limit = (time.time() + MAX_AHEAD_SECONDS) * 1e6
     if any(stamp.tick > limit for stamp in version):
-        raise ValueError("a version more than a year ahead of this clock; set the clocks right")
+        raise _FarAhead(
+            "a version more than a year ahead of this clock; set the clocks right. If they are right now, and"
+            " were not when it was made, move .p2psync/manifest.db away on both sides: the next sync makes it"
+            " anew, and takes nothing for deleted"
+        )
     return version
 
 

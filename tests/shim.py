@@ -37,7 +37,7 @@ PYTHONPATH = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTH
 HANGS = 60
 """Seconds; a run takes some hundredths of one."""
 
-Side = Literal["near", "far"]
+Side = Literal["near", "far", "both"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Shim:
         self._fault = fault
         self._lock = threading.Lock()
         self._calls = 0
-        self.active = fault.side == "near"
+        self.active = fault.side != "far"
         """Does this process play the side that is counted?"""
 
     def meet(self, call: str, what: object, half: Callable[[], object] | None = None) -> None:
@@ -143,7 +143,7 @@ class Shim:
 
     def become_far(self) -> None:
         """From here on this process plays the far end."""
-        self.active = self._fault.side == "far"
+        self.active = self._fault.side != "near"
 
     # -- what is watched
 

@@ -111,6 +111,21 @@ def test_a_clock_that_was_years_ahead_and_is_set_right_keeps_no_sync_from_being_
     assert contents_of([pair.near]) == {b"one", b"two"}
 
 
+def test_there_is_a_way_out_when_all_clocks_were_years_ahead(pair: Pair) -> None:
+    write(pair.near / "file", b"one", SECOND)
+    pair.sync(2 * YEAR, "both")
+    write(pair.near / "file", b"edited", SECOND)
+    write(pair.far / "other", b"two", SECOND)
+    refused = pair.run(0, "near", 3)
+    assert "more than a year ahead of this clock" in refused.err
+    assert "move .p2psync/manifest.db away" in refused.err
+    for root in (pair.near, pair.far):
+        (root / ".p2psync" / "manifest.db").rename(root.with_suffix(".old"))
+    pair.run(0, "near", 1)  # it tells that they were lost, and of the edit that it knows nothing about
+    pair.sync()
+    assert contents_of([pair.near]) == {b"one", b"edited", b"two"}
+
+
 @pytest.mark.parametrize(("earlier", "later"), list(pairwise([*TIMES, *TIMES])))
 def test_an_edit_travels_whatever_the_times_of_the_files(pair: Pair, earlier: str, later: str) -> None:
     write(pair.near / "file", b"one", TIMES[earlier])
