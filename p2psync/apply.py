@@ -647,5 +647,7 @@ def _explain(error: OSError) -> str:
             return "something is there that was not when the two sides were compared"
         case errno.ENOTDIR | errno.ELOOP:
             return "a folder on the way to it is no folder"
+        case errno.EXDEV:
+            return "left alone: it is on another file system than the replica, where nothing is written"
         case _:
             return f"failed: {error.strerror}"

@@ -35,7 +35,7 @@ from p2psync.core.model import (
     needs_content,
 )
 from p2psync.core.order import moves
-from p2psync.core.paths import SIDECAR, join, split
+from p2psync.core.paths import SIDECAR, join, printable, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
     Applied,
@@ -453,10 +453,13 @@ class LocalReplica:
         free = disk.f_bavail * disk.f_frsize
         if needed > free:  # what a run that died has left there counts: it is used, or removed
             free += self._stage.size()
-        if needed > free and any(map(needs_content, transitions)):
+        coming = [step for step in transitions if needs_content(step)] if needed > free else []
+        if coming:
+            largest = os.fsdecode(max(coming, key=lambda step: step.wanted.size).path)
             raise GuardTripped(
                 f"{os.fsdecode(self._path)} has {free >> 20} MiB free, and {needed >> 20} MiB are needed."
-                " Nothing was changed: make room there (`p2psync gc` removes old history) and sync again"
+                " Nothing was changed: make room there (`p2psync gc` removes old history) and sync again, or"
+                f" leave out what is large (--max-size, --exclude), as {printable(largest)} is"
             )
 
     def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
@@ -709,8 +712,8 @@ class LocalReplica:
 
 
 _ANEW = (
-    "the manifest was lost or damaged and has been made anew: what is the same as on a peer is taken for the"
-    " same, what differs is kept beside it, nothing is taken for deleted"
+    "had lost its manifest, or that was damaged; it has been made anew: what is the same as on a peer is"
+    " taken for the same, what differs is kept beside it, nothing is taken for deleted"
 )
 
 

@@ -450,6 +450,14 @@ def test_a_folder_stays_deleted_although_what_is_in_it_could_not_be_deleted_at_o
     assert in_manifest(root, *wanted) == list(wanted.values())
 
 
+def test_what_is_on_another_file_system_is_told_as_that(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(root, {b"f": b"old"})
+    no_renameat2(monkeypatch, errno.EXDEV)
+    (problem,) = carry_out_at(root, {b"f": tombstone(version(9))})
+    assert "on another file system" in problem.why
+    assert (root / "f").read_bytes() == b"old"
+
+
 @pytest.mark.parametrize("becomes", [tombstone(version(9)), file(b"new", seen=version(9))])
 def test_a_folder_is_not_gone_before_what_the_manifest_has_in_it(root: Path, becomes: Entry) -> None:
     make_tree(root, {b"p/d/f": b"old"})

@@ -189,6 +189,7 @@ def test_what_would_fill_a_disk_is_refused_before_anything_is_copied(
     for one, other in ((here, there), (there, here)):
         ran = p2psync(one, "sync", other, code=4)
         assert "MiB free" in ran.err
+        assert ran.err.rstrip().endswith("(--max-size, --exclude), as large is")
         assert not (here / "theirs").exists()
         assert snapshot(there) == before
     (here / "large").unlink()
