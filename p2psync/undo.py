@@ -182,15 +182,18 @@ def _earlier(replica: LocalReplica, path: bytes) -> Entry:
 def _took_nothing(path: bytes, run: str) -> NotFound:
     return NotFound(
         f"run {printable(run)} took nothing away at {shown(path)};"
-        f" `p2psync log {shown(path)}` shows what is known of it"
+        f" `{_log_of(path)}` shows what is known of it"
     )
 
 
 def _not_kept(path: bytes) -> NotFound:
-    text = shown(path)
     return NotFound(
-        f"no earlier version of {text} is kept here; `p2psync log {text}` shows what is known of it"
+        f"no earlier version of {shown(path)} is kept here; `{_log_of(path)}` shows what is known of it"
     )
+
+
+def _log_of(path: bytes) -> str:
+    return f"p2psync log {'-- ' if path.startswith(b'-') else ''}{shown(path)}"
 
 
 # -- copies

@@ -300,6 +300,17 @@ def test_undo_puts_back_what_the_latest_run_did_and_undo_again_does_it_again(
     assert snapshot(here) == became
 
 
+def test_undo_of_the_latest_run_waits_for_none_that_is_at_work(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = synced(tmp_path)
+    before = snapshot(here)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits"))
+    with locked(here):
+        assert "another run" in command(here, "undo", code=6).err
+    assert snapshot(here) == before
+
+
 def test_undo_tells_what_it_leaves_alone_and_ends_with_1(tmp_path: Path, command: Command) -> None:
     here, _ = synced(tmp_path)
     run = run_of(command, here)

@@ -126,12 +126,13 @@ def undo(context: click.Context, run: str | None, dry_run: bool, as_json: bool) 
     """Put back, on this replica, every path that RUN (default: the latest) changed.
 
     What comes back are new versions, which the next sync carries to the other replicas. A path that was
-    changed since is left alone. An undo is a run too, and can be undone.
+    changed since is left alone. An undo is a run too, and can be undone. While another run is at work, RUN
+    has to be named: which is the latest is not certain then.
     """
     from p2psync import render_log
     from p2psync.undo import undo
 
-    with own(find_root()) as replica:
+    with own(find_root(), waits=run is not None) as replica:
         outcome = undo(replica, run, dry_run)
     render_log.report(outcome, "undone", dry_run, as_json)
     context.exit(outcome.exit_code)

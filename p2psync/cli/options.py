@@ -287,11 +287,11 @@ def inside(root: bytes, path: bytes) -> bytes:
     return inside
 
 
-def own(root: bytes) -> AbstractContextManager[LocalReplica]:
-    """Open the replica for a command that changes it; waits a little for another run to finish."""
+def own(root: bytes, waits: bool = True) -> AbstractContextManager[LocalReplica]:
+    """Open the replica for a command that changes it; `waits` a little for another run to finish."""
     from p2psync.run import open_when_free
 
-    return closing(open_when_free(root, LOCK_WAIT))
+    return closing(open_when_free(root, LOCK_WAIT if waits else 0))
 
 
 def complain(error: Exception | str) -> None:
