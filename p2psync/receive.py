@@ -1,11 +1,12 @@
 """Receive: contents that the other side sends. Owns how the work is shared.
 
 What a small file costs is mostly Python's own time, to verify, write and keep it: where there are many, a
-second process takes the batches that this one has no time for.
+second process takes the batches that this one has no time for, if there is a processor for it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from p2psync.workers import Aside
 
 _ALONE_FILES = 500
 """As many are written before a second process would be at work."""
+_PROCESSORS = 3
+"""Of two, measured, the connection needs the second; another process takes more time than it saves."""
 
 
 def receive(
@@ -108,6 +111,8 @@ class _Sharing:
             self._staged()
 
     def _give(self, batch: list[Piece]) -> bool:
+        if (os.cpu_count() or 1) < _PROCESSORS:
+            return False
         if self._other is None:
             self._other = Aside(lambda: _Writer(self._stage, Bases(self._sidecar)))
         return self._other.has_time() and self._other.give(msgspec.msgpack.encode(batch))

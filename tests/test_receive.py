@@ -21,6 +21,7 @@ WANTED: dict[bytes, Entry] = {b"d": directory(), **{path: file(text) for path, t
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     do_not_wait_for_disk(monkeypatch)
+    monkeypatch.setattr(receive, "_PROCESSORS", 1)
 
 
 @pytest.fixture
@@ -100,6 +101,14 @@ def test_few_files_are_written_by_one_process(root: Path, monkeypatch: pytest.Mo
         replica.prepare([Transition(path, None, entry) for path, entry in few.items()])
         replica.stage(iter(batches({path: TEXTS[path] for path in few if path in TEXTS})))
         assert not [problem for applied in replica.apply() for problem in applied.problems]
+
+
+def test_where_processors_are_few_there_is_one_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "_PROCESSORS", 1 << 20)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    with opened(root) as replica:
+        take_in(replica)
+    assert all_is_there(root)
 
 
 def test_a_piece_of_a_large_file_is_not_given_away(root: Path) -> None:
