@@ -70,7 +70,6 @@ from p2psync.held import Held
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord
 from p2psync.past import Run
-from p2psync.receive import receive
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
 from p2psync.sender import Sender
@@ -507,7 +506,7 @@ class LocalReplica:
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
-            receive(self._stage, self._bases, self._sidecar, batches, self._held.span, staged=self._foresee)
+            self._stage.receive(batches, self._bases.add, self._held.span)
 
     def _foresee(self) -> None:
         """Write the rows of files that will arrive with a new folder, as soon as they are staged.

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from xxhash import xxh3_128, xxh3_128_digest
@@ -146,47 +145,23 @@ class Stage:
 
     def put(self, digest: Digest, data: bytes) -> bool:
         """Write contents that are in memory; see `fill`."""
-        return self.wrote(digest, self.write(digest, data))
-
-    def write(self, digest: Digest, data: bytes) -> list[Stat | int] | None:
-        """Write contents that are in memory wherever they are waited for.
-
-        Returns:
-            What `wrote` has to be told, maybe in another process: of each file its stat, or the number of
-            the error that kept it from being written; None if they are not what is waited for.
-        """
         paths = self._waiting.get(digest, ())
         if not paths or len(data) != self._wanted[paths[0]].size or xxh3_128_digest(data) != digest:
-            return None
-        written: list[Stat | int] = []
+            return False
+        written = False
         for path in paths:
             try:
                 directory, name = self._parent(path)
-                written.append(_write_whole(name, directory, self._wanted[path], data))
+                self._stats[path] = _write_whole(name, directory, self._wanted[path], data)
+                self._new.append(path)
             except OSError as error:  # no room for it, or no way to it: others may fit
-                written.append(error.errno or errno.EIO)
+                self._trouble[path] = error
+                continue
+            self._trouble.pop(path, None)
+            written = True
+        if written:
+            del self._waiting[digest]
         return written
-
-    def wrote(self, digest: Digest, written: Sequence[Stat | int] | None) -> bool:
-        """Take note of what `write` returned; False if nothing was written."""
-        paths = self._waiting.get(digest, ())
-        if written is None or not paths:
-            return False
-        for path, found in zip(paths, written, strict=True):
-            self._take_note(path, found)
-        if all(isinstance(found, int) for found in written):
-            return False
-        del self._waiting[digest]
-        return True
-
-    def _take_note(self, path: bytes, found: Stat | int) -> None:
-        if isinstance(found, int):
-            self._trouble[path] = OSError(found, os.strerror(found))
-            return
-        self._stats[path] = found
-        self._new.append(path)
-        self._trouble.pop(path, None)
-        self._behind.wrote(found.size)
 
     def fill(self, digest: Digest, blocks: Blocks) -> bool:
         """Write contents wherever they are waited for; False if they are not, or not those of `digest`."""
@@ -277,10 +252,12 @@ class Stage:
 
     def took(self, path: bytes, found: Stat | int | None) -> None:
         """Take note of what `take` returned for a path."""
-        if found is None:
-            return
-        self._take_note(path, found)
-        if isinstance(found, Stat):
+        if isinstance(found, int):
+            self._trouble[path] = OSError(found, os.strerror(found))
+        elif found is not None:
+            self._stats[path] = found
+            self._new.append(path)
+            self._behind.wrote(found.size)
             digest = self._wanted[path].digest
             self._waiting[digest].remove(path)
             if not self._waiting[digest]:

@@ -34,7 +34,6 @@ MAY_USE = {  # besides the core, which all may use
     "scan": "disk look",
     "stage": "disk errors",
     "take": "bases disk stage workers",
-    "receive": "bases stage workers",
     "history": "disk",
     "contents": "bases disk history manifest",
     "chunks": "disk",
@@ -67,8 +66,8 @@ MAY_USE = {  # besides the core, which all may use
     "past": "columns database",
     "manifest": "columns database errors past",
     "watcher": "scan",
-    "local": "apply bases chunks collect config contents disk errors held history manifest past receive"
-    " root scan sender stage take watcher",
+    "local": "apply bases chunks collect config contents disk errors held history manifest past root scan"
+    " sender stage take watcher",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from p2psync import disk
 from p2psync.core.model import Entry, Transition
 from p2psync.core.replica import Content, Taken
+from p2psync.disk import WriteBehind
 from p2psync.local import LocalReplica
 from tests.support import (
     Link,
@@ -28,6 +32,7 @@ from tests.support import (
 
 LARGE = b"\0large " * 300_000
 """More than is kept for merges."""
+PATIENCE_SECONDS = 20
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
@@ -88,7 +93,9 @@ def test_thousands_of_files_are_taken_by_two_processes_and_kept_for_merges(
 
 
 @pytest.mark.parametrize(
-    "instead", [b"edit", LARGE, Link(b"real"), None], ids=["edit", "large", "link", "folder"]
+    "instead",
+    [b"g", b"edit", LARGE, Link(b"real"), None],
+    ids=["same size", "edit", "large", "link", "folder"],
 )
 def test_what_is_something_else_there_is_lacking(
     tmp_path: Path, replica: LocalReplica, instead: bytes | Link | None
@@ -112,6 +119,35 @@ def test_without_a_neighbour_all_is_lacking(tmp_path: Path, replica: LocalReplic
     make_tree(tmp_path / "other", {b"f": b"1"})
     replica.neighbour = None
     assert take(replica, files({b"f": b"1"})) == [Content(file(b"1").digest, 1)]
+
+
+def test_rows_of_what_comes_with_new_folders_are_written_while_it_is_taken(
+    tmp_path: Path, replica: LocalReplica
+) -> None:
+    tree: Tree = {b"d/f": b"1", b"e/f": b"3", b"top": b"4"}
+    make_tree(tmp_path / "other", tree)
+    assert take(replica, files(tree)) == []
+    written = replica.manifest.rows_at([b"d/f", b"e/f", b"top"])
+    assert [row.entry if row else None for row in written] == [file(b"1"), file(b"3"), None]
+
+
+def test_the_disk_begins_to_write_while_there_is_more_to_take(
+    tmp_path: Path, replica: LocalReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def write_back(fd: int) -> None:
+        begun.set()
+        raise OSError(errno.EIO, "told of again when it is waited for")
+
+    monkeypatch.setattr(WriteBehind, "_BYTES", 2)
+    monkeypatch.setattr(disk, "sync_file_system", write_back)
+    make_tree(tmp_path / "other", {b"f": b"1"})
+    assert take(replica, files({b"f": b"1"})) == []
+    assert not begun.is_set()
+    make_tree(tmp_path / "other", {b"g": b"2"})
+    assert take(replica, files({b"f": b"1", b"g": b"2"})) == []
+    assert begun.wait(PATIENCE_SECONDS)
 
 
 def test_a_file_that_does_not_arrive_as_foreseen_is_not_known_as_that(

@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from p2psync.workers import Aside, Files, share
+from p2psync.workers import Files, share
 
 MANY: Files = [(b"%d" % number, 1) for number in range(1000)]
 PATIENCE_SECONDS = 20
@@ -118,85 +118,3 @@ def test_nobody_stays_behind_when_the_work_is_given_up(tmp_path: Path) -> None:
 def _note_pid(file: Path) -> None:
     (file.parent / "new").write_text(str(os.getpid()))
     os.rename(file.parent / "new", file)
-
-
-class Counting:
-    """Returns how many bytes it was given, and in the end by how many jobs."""
-
-    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
-        self._before = before
-        self._jobs = 0
-
-    def do(self, job: bytes) -> int:
-        self._before()
-        self._jobs += 1
-        return len(job)
-
-    def finish(self) -> int:
-        return self._jobs
-
-
-@contextlib.contextmanager
-def aside(before: Callable[[], None] = lambda: None) -> Iterator[Aside]:
-    open_before = os.listdir("/dev/fd")
-    other = Aside(lambda: Counting(before))
-    try:
-        yield other
-    finally:
-        other.end()
-    assert os.listdir("/dev/fd") == open_before
-
-
-def test_the_other_process_does_what_it_is_given_and_tells_in_order() -> None:
-    jobs = [b"x" * size for size in (1, 3 << 20, 70_000, 2)]
-    with aside() as other:
-        told = []
-        for job in jobs:
-            while not other.has_time():
-                told += [*other.done()]
-            assert other.give(job)
-        told += [*other.rest()]
-    assert told == [*((job, len(job)) for job in jobs), (b"", len(jobs))]
-
-
-def test_who_has_enough_to_do_takes_no_more(tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    with aside(before=lambda: wait_for(go)) as other:
-        given = 0
-        while other.has_time():
-            assert other.give(b"y" * (2 << 20))  # nor does who gives wait for the one before
-            given += 1
-        assert not [*other.done()]
-        go.touch()
-        assert [*other.rest()][-1] == (b"", given)
-    assert given == 2
-
-
-def test_what_one_that_died_was_given_comes_back() -> None:
-    with aside(before=lambda: os._exit(1)) as other:
-        assert other.give(b"job")
-        assert [*other.rest()] == [(b"job", None)]
-
-
-def test_where_there_can_be_no_more_processes_nothing_is_given_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
-        raise BlockingIOError("no more processes")
-
-    monkeypatch.setattr(os, "fork", refuse)
-    with aside() as other:
-        assert not other.has_time()
-        assert not [*other.rest()]
-
-
-def test_who_is_given_nothing_more_is_ended(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-
-    def stay() -> None:
-        _note_pid(pids)
-        signal.pause()
-
-    with aside(before=stay) as other:
-        other.give(b"job")
-        wait_for(pids)
-    _, status = os.waitpid(int(pids.read_text()), 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
