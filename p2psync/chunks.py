@@ -116,7 +116,7 @@ class ChunkLists:
         with contextlib.suppress(FileExistsError):
             os.mkdir("chunks", 0o700, dir_fd=sidecar)
         self._fd = os.open("chunks", OPEN_DIRECTORY, dir_fd=sidecar)
-        self._new: list[tuple[bytes, Digest]] = []
+        self._new: list[Digest] = []
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -124,12 +124,15 @@ class ChunkLists:
 
     def get(self, digest: Digest, unit: int) -> Chunks | None:
         """Return how contents are cut, None if that is not known."""
+        stored = self._stored(digest)
+        return stored.cuts.chunks() if stored and (stored.rules, stored.unit) == (_RULES, unit) else None
+
+    def _stored(self, digest: Digest) -> _Stored | None:
         try:
             with open(os.open(digest.hex(), OPEN_FILE, dir_fd=self._fd), "rb") as file:
-                stored = msgspec.msgpack.decode(file.read(), type=_Stored)
+                return msgspec.msgpack.decode(file.read(), type=_Stored)
         except (OSError, msgspec.MsgspecError):
             return None
-        return stored.cuts.chunks() if (stored.rules, stored.unit) == (_RULES, unit) else None
 
     def put(self, digest: Digest, unit: int, chunks: Chunks) -> None:
         """Remember how contents are cut; what cannot be written is found out again when it is needed."""
@@ -139,12 +142,14 @@ class ChunkLists:
             with open(os.open("new", flags, 0o600, dir_fd=self._fd), "wb") as file:
                 file.write(msgspec.msgpack.encode(stored))
             os.rename("new", digest.hex(), src_dir_fd=self._fd, dst_dir_fd=self._fd)
-            self._new += ((value, digest) for value in sampled(chunks.hashes))
+            self._new.append(digest)
 
-    def samples(self) -> list[tuple[bytes, Digest]]:
-        """Return some chunks of what is known since the last call, by which it can be found: hash, digest."""
+    def samples(self) -> Iterator[tuple[bytes, Digest]]:
+        """Yield some chunks of what is known since the last call, by which it can be found: hash, digest."""
         new, self._new = self._new, []
-        return new
+        for digest in new:
+            stored = self._stored(digest)
+            yield from ((value, digest) for value in sampled(stored.cuts.hashes if stored else b""))
 
     def collect(self, is_held: Callable[[Digest], bool]) -> list[Digest]:
         """Forget what has not been in any file of the tree for long; return its digests."""

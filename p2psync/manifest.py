@@ -71,10 +71,9 @@ CREATE TABLE peer (
 CREATE TABLE skipped (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE mount (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE nonce (seq INTEGER PRIMARY KEY, nonce INTEGER NOT NULL);
-CREATE TABLE sample (hash BLOB, digest BLOB, PRIMARY KEY (hash, digest)) WITHOUT ROWID;
 """
-
-_UPGRADES = {1: _SCHEMA[_SCHEMA.index("CREATE TABLE sample") :]}
+_SAMPLE = "CREATE TABLE sample (hash BLOB, digest BLOB, PRIMARY KEY (hash, digest)) WITHOUT ROWID"
+_UPGRADES = {1: _SAMPLE}
 """What brings a manifest of an older format to the next one."""
 
 _CHUNK = 500
@@ -115,7 +114,7 @@ class Manifest:
         """
         manifest = cls(connect(file))
         with manifest.transaction():
-            for statement in _SCHEMA.split(";\n"):
+            for statement in (*_SCHEMA.split(";\n"), _SAMPLE):
                 manifest._db.execute(statement)
             manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
@@ -155,17 +154,20 @@ class Manifest:
                 )
             if version not in (*_UPGRADES, SCHEMA_VERSION) or (died and not is_sound(database)):
                 raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
-            while version < SCHEMA_VERSION:
-                database.execute("BEGIN IMMEDIATE")
-                database.execute(_UPGRADES[version])
-                version += 1
-                database.execute(f"PRAGMA user_version = {version}")
-                database.execute("COMMIT")
             setattr(database, "file", file)  # noqa: B010 - of Database
+            manifest = cls(database)
+            if version < SCHEMA_VERSION:
+                manifest._upgrade(version)
         except ReplicaError:
             database.close()
             raise
-        return cls(database)
+        return manifest
+
+    def _upgrade(self, version: int) -> None:
+        with self.transaction():
+            for older in range(version, SCHEMA_VERSION):
+                self._db.execute(_UPGRADES[older])
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @classmethod
     def make_anew(cls, file: bytes, name: str) -> Manifest:

@@ -375,7 +375,7 @@ class Session:
         for batch in _batches([*sizes.values()], LARGE_BATCH):
             likes = [Like(content, bases[content.digest]) for content in batch]
             asks = [
-                Ask(content, list(dict.fromkeys([*likely, *known])), known)
+                Ask(content, likely or known, known)
                 for (content, likely), known in zip(likes, other.replica.alike(likes), strict=True)
             ]
             found = zip(batch, side.replica.sources(asks), strict=True)

@@ -21,6 +21,7 @@ from p2psync.chunks import ChunkLists, Cutter, cut_all
 from p2psync.connect import connect_local
 from p2psync.core.chunking import Chunks
 from p2psync.core.replica import Ask, Piece, Source, Want
+from p2psync.core.retention import Limits
 from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import PeerError
 from p2psync.local import LocalReplica
@@ -146,6 +147,20 @@ def test_a_new_file_is_made_of_several(pair: tuple[Path, Path]) -> None:
     assert synced(*pair).transferred == 1 << 20
     (pair[0] / "both").write_bytes(DATA + other)
     assert synced(*pair).transferred < SMALL_CHANGE
+
+
+def test_what_a_file_may_be_made_of_is_forgotten_when_it_is_in_no_file_any_more(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "KEEP_SECONDS", -1.0)
+    with opened(pair[0]) as home:
+        home.collect(Limits(days=0, percent=0))
+        assert home.manifest.has_samples()
+    (pair[0] / "file").unlink()
+    synced(*pair)
+    with opened(pair[0]) as home:
+        home.collect(Limits(days=0, percent=0))
+        assert not home.manifest.has_samples()
 
 
 def test_what_the_other_side_does_not_hold_any_more_is_sent(pair: tuple[Path, Path]) -> None:

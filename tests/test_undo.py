@@ -673,9 +673,10 @@ def test_where_no_run_has_changed_anything_there_is_nothing_to_undo(tmp_path: Pa
         ((restore_at, b"new"), "no earlier version of new is kept"),
         ((restore_at, b"nothing"), "no earlier version of nothing is kept"),
         ((show_at, b"nothing"), "no earlier version of nothing is kept"),
+        ((show_at, b"-rf"), "`p2psync log -- -rf` shows what is known of it"),
         ((show_at, b"d"), "d was a folder then"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_there_is_none_of_is_an_error_that_names_it_and_changes_nothing(
     tmp_path: Path, what: tuple[object, ...], why: str
