@@ -15,6 +15,7 @@ FAILED, INTERRUPTED = 3, 130
 def main() -> NoReturn:
     """Run `p2psync`, such that an interrupt at any moment ends it in order."""
     interrupt = _Interrupt()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may ignore it: nobody could be waited for
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else who started us wants it ignored
         signal.signal(signal.SIGINT, interrupt)

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from tests.cli_support import (
+    COMMAND,
     assert_same,
     bring_in_step,
+    environment,
     fake_ssh,
     finish,
     locked,
     p2psync,
+    pair,
     replica,
     snapshot,
     start,
@@ -266,3 +269,19 @@ def test_a_second_control_c_does_no_harm(replicas: Replicas, running: list[subpr
     assert group(run) == []
     p2psync(here, "sync", "--lock-wait", "0", there)
     assert_same(here, there)
+
+
+def test_who_ignores_the_end_of_children_gets_its_sync_all_the_same(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"f": "text"})
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN);"
+        " os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", ignoring, *COMMAND, "sync", there],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
