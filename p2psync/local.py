@@ -554,6 +554,7 @@ class LocalReplica:
         touched: set[bytes] = set()
         done = told = 0
         moved = set(self._moves.values())
+        failed: set[bytes] = set()
         applier = Applier(self._root, self._stage, self._history, self._rows, self._foreseen, self._moves)
         for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
@@ -561,6 +562,7 @@ class LocalReplica:
             else:
                 done += 1
                 touched.add(split(outcome.path)[0])
+                failed.add(outcome.path)
                 if self._foreseen.pop(outcome.path, None) != outcome.row:
                     records.append(outcome)
             if done - told + len(problems) >= BATCH:
@@ -570,7 +572,7 @@ class LocalReplica:
         self._keep_common_texts(records)
         with self._manifest.transaction(begun=bool(self._seq)):
             seq = self._record(records)
-            settled = _settled(transitions, {problem.path for problem in problems})
+            settled = _settled(transitions, failed)
             if settled or done > len(records) or any(map(_shows, records)):
                 size = sum(_displaced(record) for record in records if record.path not in moved)
                 self._manifest.past.add_run(Run(seq, run, int(now), kind, about, size), settled)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from p2psync.core.model import Action, Resolution
+from p2psync import local
+from p2psync.core.model import Action, Resolution, Transition
 from p2psync.core.replica import Identity, Mark
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica, ReplicaError
@@ -19,9 +20,11 @@ from p2psync.local import LocalReplica, init
 from p2psync.root import find_root
 from tests.support import (
     OLD_NS,
+    carry_out,
     contents_of,
     do_not_wait_for_disk,
     entries,
+    file,
     make_tree,
     new_replica,
     not_as_root,
@@ -29,6 +32,7 @@ from tests.support import (
     scanned,
     snapshot,
     sync,
+    version,
 )
 
 
@@ -222,6 +226,25 @@ def test_no_two_changes_share_a_stamp_although_the_clock_is_set_back(
             replica.use_stamp(stamp)
             seen += [entries(replica)[b"f"].version.tick_of(stamp.replica), stamp.tick]
     assert seen == sorted(set(seen))
+
+
+def test_a_conflict_that_failed_among_many_others_is_not_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "BATCH", 1)
+    root = new_replica(tmp_path / "replica", {b"a": b"1", b"b": b"2"})
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        known = entries(replica)
+        make_tree(root, {b"a": b"edited meanwhile"})
+        steps = [
+            Transition(path, known[path], file(b"new", seen=version(9)), resolution=Resolution.DISPLACED)
+            for path in (b"a", b"b")
+        ]
+        _, problems = carry_out(replica, [*steps, Transition(b"c", None, file(b"last"))], b"new", b"last")
+        assert [problem.path for problem in problems] == [b"a"]
+        past = replica.manifest.past
+        assert [len(past.conflicts(path)) for path in (b"a", b"b")] == [0, 1]
 
 
 # -- what is kept for merges
