@@ -13,6 +13,9 @@ from p2psync.core.model import NO_DIGEST, Digest
 from p2psync.core.replica import Ask, Cuts, Source
 from p2psync.disk import Span
 
+_TOLD_BYTES = 8 << 20
+"""Of lists of chunks in an answer: well within a frame, there and back."""
+
 
 class Held:
     """What is held of the contents that were asked about last."""
@@ -31,6 +34,7 @@ class Held:
         self._lists = lists
         self._left_over = left_over
         self._sources: dict[Digest, list[Digest]] = {}
+        self._room = 0
         self._opened = ExitStack()
         self._current = NO_DIGEST
         self._fds: list[int | None] = []
@@ -42,6 +46,7 @@ class Held:
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Tell what contents may be made of; see `Replica.sources`."""
         self._sources, self._current = {}, NO_DIGEST
+        self._room = _TOLD_BYTES
         return [self._sources_of(ask) for ask in asks]
 
     def _sources_of(self, ask: Ask) -> list[Source]:
@@ -49,8 +54,12 @@ class Held:
         found = []
         for digest in (*ask.bases, NO_DIGEST):
             with self._file(wanted, digest) as fd:
-                if fd is not None:
-                    cuts = None if digest in ask.known else Cuts.of(self._cut(digest, unit_of(size), fd))
+                if fd is None:
+                    continue
+                cuts = None if digest in ask.known else Cuts.of(self._cut(digest, unit_of(size), fd))
+                told = len(cuts.lengths) + len(cuts.hashes) if cuts else 0
+                if told <= self._room:  # else the other side does without
+                    self._room -= told
                     found.append(Source(digest, cuts))
         self._sources[wanted] = [source.digest for source in found]
         return found

@@ -53,7 +53,8 @@ BATCH = 5000
 MANY_LEFT = 20_000
 """Paths left for another time that are remembered by name."""
 LARGE_BATCH = 16
-"""Large contents at once: of each of them both sides know all chunks."""
+LARGE_BATCH_BYTES = 1 << 30
+"""Large contents at once, but for a single one: of each of them both sides know all chunks."""
 
 _T = TypeVar("_T")
 
@@ -372,7 +373,7 @@ class Session:
         sizes = {content.digest: content for content in missing if content.digest in bases}
         if not sizes:
             return missing
-        for batch in _batches([*sizes.values()], LARGE_BATCH):
+        for batch in _large_batches(sizes.values()):
             likes = [Like(content, bases[content.digest]) for content in batch]
             asks = [
                 Ask(content, likely or known, known)
@@ -495,6 +496,19 @@ def _look_up(replica: Replica, names: Sequence[Name], known: dict[bytes, Entry])
 
 def _batches(items: Sequence[_T], size: int = BATCH) -> Iterator[Sequence[_T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _large_batches(contents: Iterable[Content]) -> Iterator[list[Content]]:
+    batch: list[Content] = []
+    size = 0
+    for content in contents:
+        if batch and (len(batch) == LARGE_BATCH or size + content.size > LARGE_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(content)
+        size += content.size
+    if batch:
+        yield batch
 
 
 _Item = TypeVar("_Item")

@@ -22,6 +22,8 @@ _MAX_UNIT = 1024 * 1024
 _MOST_CHUNKS = 1 << 16
 MOST_BASES = 4
 """Files that contents are looked for in."""
+_MOST_TIMES = 4
+"""A base is no larger than so many times what is made of it: all of it is read, and its chunks are told."""
 _SAMPLE = 8
 """One of so many chunks is looked up to find files that are alike."""
 _WINDOWS = 4
@@ -152,13 +154,15 @@ def likely_bases(
         transitions: of the side.
         others: those of the other side, which loses what this one takes in as conflict copies.
     """
-    winners = {copy: step.wanted.digest for step in others if _is_large(step.wanted) for copy in step.after}
-    replaced: dict[Digest, list[Digest]] = {}
-    going: dict[bytes, list[Digest]] = {}
+    winners = {copy: step.wanted for step in others if _is_large(step.wanted) for copy in step.after}
+    replaced: dict[Digest, list[Entry]] = {}
+    sizes: dict[Digest, int] = {}
+    going: dict[bytes, list[Entry]] = {}
     coming: list[Transition] = []
     for step in transitions:
-        before = step.expected.digest if step.expected is not None and _is_large(step.expected) else None
+        before = step.expected if step.expected is not None and _is_large(step.expected) else None
         if _is_large(step.wanted) and makes(step):
+            sizes[step.wanted.digest] = step.wanted.size
             bases = replaced.setdefault(step.wanted.digest, [])
             if before is not None:
                 bases.append(before)
@@ -173,7 +177,12 @@ def likely_bases(
     for step in coming if going else ():
         folder, name = split(step.path)
         replaced[step.wanted.digest] += (going.get(name) or going.get(folder + b"/", []))[:MOST_BASES]
-    return {digest: list(dict.fromkeys(bases))[:MOST_BASES] for digest, bases in replaced.items()}
+    return {
+        digest: list(
+            dict.fromkeys(base.digest for base in bases if base.size <= _MOST_TIMES * sizes[digest])
+        )[:MOST_BASES]
+        for digest, bases in replaced.items()
+    }
 
 
 def _is_large(entry: Entry) -> bool:

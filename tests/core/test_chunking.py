@@ -156,6 +156,13 @@ def test_one_of_eight_chunks_is_looked_up() -> None:
     assert len(sampled(random.Random(1).randbytes(8000 * HASH_BYTES))) == pytest.approx(1000, rel=0.1)
 
 
+def test_what_is_many_times_as_large_is_no_base() -> None:
+    fits, too_large = b"y" * 4 * len(LARGE), b"z" * 5 * len(LARGE)
+    made = Transition(b"d/new", None, file(LARGE))
+    found = likely_bases([going(b"d/1", too_large), going(b"d/2", fits), made])
+    assert found == {digest(LARGE): [digest(fits)]}
+
+
 def test_not_more_than_a_few_files_are_looked_into() -> None:
     many = [going(b"d/%d" % number, LARGE + b"%d" % number) for number in range(9)]
     found = likely_bases([*many, Transition(b"d/new", None, file(LARGE))])
