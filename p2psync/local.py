@@ -545,24 +545,27 @@ class LocalReplica:
             return
         now = time.time()
         run = history.begin_run(self._history, self._manifest.past.has_run, now)
+        with _staging():
+            for digest, text in self._stage.unread_texts():
+                self._bases.add(digest, text)
         self._stage.finish_directories()
         wait_for_disk = begin_sync(self._root.fd)
         self._foresee()
         wait_for_disk()
         records: list[Record] = []
         problems: list[Problem] = []
+        failed: set[bytes] = set()
         touched: set[bytes] = set()
         done = told = 0
         moved = set(self._moves.values())
-        failed: set[bytes] = set()
         applier = Applier(self._root, self._stage, self._history, self._rows, self._foreseen, self._moves)
         for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
+                failed.add(outcome.path)
             else:
                 done += 1
                 touched.add(split(outcome.path)[0])
-                failed.add(outcome.path)
                 if self._foreseen.pop(outcome.path, None) != outcome.row:
                     records.append(outcome)
             if done - told + len(problems) >= BATCH:

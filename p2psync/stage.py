@@ -67,6 +67,8 @@ class Stage:
         self._waiting: dict[Digest, list[bytes]] = {}
         self._stats: dict[bytes, Stat] = {}
         self._new: list[bytes] = []
+        self._unread: list[bytes] = []
+        """Files that were staged from parts, or by a run that broke: nobody was offered their contents."""
         self._trouble: dict[bytes, OSError] = {}
 
     def close(self) -> None:
@@ -77,7 +79,7 @@ class Stage:
     def expect(self, transitions: Iterable[Transition]) -> list[Content]:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for."""
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
-        self._waiting, self._stats, self._new, self._trouble = {}, {}, [], {}
+        self._waiting, self._stats, self._new, self._unread, self._trouble = {}, {}, [], [], {}
         sweep(self._root, b"", self._adopt)
         for path, entry in self._wanted.items():
             try:
@@ -187,6 +189,7 @@ class Stage:
         collections.deque(blocks, maxlen=0)
         if whole is not None:
             del self._waiting[digest]
+            self._unread.append(whole)
         return whole is not None
 
     def _staged(self, path: bytes) -> Blocks:
@@ -272,6 +275,20 @@ class Stage:
         new, self._new = self._new, []
         return ((path, self._wanted[path], self._stats[path]) for path in new)
 
+    def unread_texts(self) -> Iterator[tuple[Digest, bytes]]:
+        """Yield small contents that were staged, and that `keep` was not offered, since the last call."""
+        unread, self._unread = self._unread, []
+        for path in unread:
+            entry = self._wanted[path]
+            if entry.size > MAX_TEXT:
+                continue
+            directory, name = self._parent(path)
+            fd = open_file(name, directory)
+            try:
+                yield entry.digest, os.read(fd, entry.size)
+            finally:
+                os.close(fd)
+
     # -- what is ready
 
     def finish_directories(self) -> None:
@@ -316,7 +333,8 @@ class Stage:
 
     def clear(self) -> None:
         """Remove all that is staged: nothing waits for it."""
-        self._wanted, self._waiting, self._stats, self._new, self._trouble = {}, {}, {}, [], {}
+        self._wanted, self._waiting, self._stats, self._trouble = {}, {}, {}, {}
+        self._new, self._unread = [], []
         sweep(self._root, b"", lambda path, name, directory: False)
         sweep(self._left_over, _LEFT_OVER, lambda path, name, directory: False)
 
@@ -327,6 +345,19 @@ class Stage:
         except OSError:
             return None
 
+    def _leave(self, name: bytes, directory: int, digest: Digest) -> None:
+        """Keep what there is of a large file, unless there is more of it already."""
+        size = lstat(name, directory).st_size
+        if size < WORTH_BYTES:
+            return
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_LEFT_OVER, 0o700, dir_fd=self._left_over.fd)
+        parts, kept = self._left_over.directory(_LEFT_OVER), digest.hex().encode()
+        with contextlib.suppress(FileNotFoundError):
+            if lstat(kept, parts).st_size >= size:
+                return
+        os.rename(name, kept, src_dir_fd=directory, dst_dir_fd=parts)
+
     def _adopt(self, path: bytes, name: bytes, directory: int) -> bool:
         """Use what a broken run left, if it is whole and still wanted; keep what there is of a large file."""
         entry = self._wanted.get(path)
@@ -334,11 +365,7 @@ class Stage:
             return False
         try:
             if hash_file(name, directory)[0] != entry.digest:
-                if lstat(name, directory).st_size >= WORTH_BYTES:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(_LEFT_OVER, 0o700, dir_fd=self._left_over.fd)
-                    parts = self._left_over.directory(_LEFT_OVER)
-                    os.rename(name, entry.digest.hex(), src_dir_fd=directory, dst_dir_fd=parts)
+                self._leave(name, directory, entry.digest)
                 return False
             fd = open_file(name, directory)
             try:
@@ -347,7 +374,17 @@ class Stage:
                 os.close(fd)
         except OSError:
             return False
+        self._unread.append(path)
         return True
+
+
+def _create(name: bytes, directory: int) -> int:
+    """Open a new file of the stage, in place of one that a second process wrote that died before it told."""
+    try:
+        return os.open(name, _CREATE, 0o600, dir_fd=directory)
+    except FileExistsError:
+        os.unlink(name, dir_fd=directory)
+        return os.open(name, _CREATE, 0o600, dir_fd=directory)
 
 
 def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | None:
@@ -356,7 +393,7 @@ def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | 
     Raises:
         OSError: it cannot be written.
     """
-    fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    fd = _create(name, directory)
     try:
         if _write_blocks(fd, blocks, entry):
             return _dress(fd, entry)
@@ -398,7 +435,7 @@ def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat
 
     The same as `_write` with less to do: of a first sync of small files this is most.
     """
-    fd = os.open(name, _CREATE, 0o600, dir_fd=directory)
+    fd = _create(name, directory)
     try:
         if len(data) < HOLE:
             write_all(fd, data)

@@ -16,10 +16,11 @@ from pyfastcdc.cy import FastCDC as Compiled
 from pyfastcdc.py import FastCDC as Plain
 from xxhash import xxh3_64_hexdigest
 
-from p2psync import chunks
+from p2psync import chunks, held, sync
 from p2psync.chunks import ChunkLists, Cutter, cut_all
 from p2psync.connect import connect_local
 from p2psync.core.chunking import Chunks
+from p2psync.core.model import Resolution
 from p2psync.core.replica import Ask, Piece, Source, Want
 from p2psync.core.retention import Limits
 from p2psync.disk import OPEN_DIRECTORY
@@ -285,6 +286,94 @@ def test_a_broken_transfer_goes_on_where_it_was(tmp_path: Path) -> None:
                 sync_open(home, peer)
     assert synced(here, there).transferred < (3 << 20) + SMALL_CHANGE
     assert not list((there / ".p2psync" / "partial").iterdir())
+
+
+def test_a_transfer_that_breaks_early_keeps_what_an_earlier_one_had(tmp_path: Path) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    (here / "file").write_bytes(noise(80 << 20))
+    with opened(here) as home, opened(there) as peer:
+        broken_after(70 << 20, home)
+        with pytest.raises(PeerError, match="broke"):
+            sync_open(home, peer)
+    with opened(here) as home, opened(there) as peer:
+        differences = home.differences
+
+        def break_off(wants: Sequence[Want]) -> Iterator[list[Piece]]:
+            yield next(differences(wants))[:1]  # the first run of what is held: 32 MiB
+            raise PeerError("the connection broke")
+
+        home.differences = break_off  # type: ignore[method-assign]
+        with pytest.raises(PeerError, match="broke"):
+            sync_open(home, peer)
+    assert synced(here, there).transferred < (11 << 20) + SMALL_CHANGE
+
+
+LINES = [b"line %d of a long diary\n" % number for number in range(10_000)]
+"""Large enough to be cut, and small enough to be merged."""
+
+
+def diary(root: Path, change: dict[int, bytes]) -> None:
+    lines = [change.get(number, line) for number, line in enumerate(LINES)]
+    edited(root / "diary", b"".join(lines))
+
+
+def merges(here: Path, there: Path, before: dict[int, bytes]) -> bool:
+    """Edit the diary on both sides of what is in step, and sync."""
+    diary(here, {**before, 5: b"ours\n"})
+    diary(there, {**before, 9_995: b"theirs\n"})
+    return [conflict.resolution for conflict in synced(here, there).conflicts] == [Resolution.MERGED]
+
+
+def test_a_text_that_came_as_differences_can_be_merged(tmp_path: Path) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    diary(here, {})
+    synced(here, there)
+    diary(here, {0: b"edited\n"})
+    assert synced(here, there).transferred < SMALL_CHANGE
+    assert merges(here, there, {0: b"edited\n"})
+
+
+def test_a_text_that_a_broken_run_has_staged_can_be_merged(tmp_path: Path) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    diary(here, {})
+    (here / "last").write_bytes(noise(3 << 20))
+    with opened(here) as home, opened(there) as peer:
+        broken_after(1, home)
+        with pytest.raises(PeerError, match="broke"):
+            sync_open(home, peer)
+    assert (there / ".p2psync" / "stage" / "diary").exists()
+    synced(here, there)
+    assert merges(here, there, {})
+
+
+def test_lists_that_are_too_long_to_be_told_are_done_without(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "_TOLD_BYTES", 100)
+    edited(pair[1] / "file", INSERTED)  # who sends it has not cut what it was given
+    assert synced(*pair).transferred == len(INSERTED)
+
+
+@pytest.mark.parametrize(("most", "asked"), [(16, 1), (3, 2)])
+def test_large_contents_are_asked_about_some_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, asked: int
+) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    for number in range(4):
+        (here / f"file-{number}").write_bytes(noise(1 << 18, number))
+    monkeypatch.setattr(sync, "LARGE_BATCH_BYTES", most << 18)
+    count = 0
+    real = LocalReplica.sources
+
+    def sources(self: LocalReplica, asks: Sequence[Ask]) -> list[list[Source]]:
+        nonlocal count
+        count += 1
+        return real(self, asks)
+
+    monkeypatch.setattr(LocalReplica, "sources", sources)
+    with opened(here) as home, opened(there) as peer:
+        assert sync_open(home, peer).in_step
+    assert count == asked
 
 
 def test_what_is_left_of_another_version_is_used_too(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from p2psync.core.model import Entry, Transition
 from p2psync.core.replica import Content, Taken
 from p2psync.disk import WriteBehind
 from p2psync.local import LocalReplica
+from p2psync.take import _Taker
+from tests.cli_support import wait_for
 from tests.support import (
     Link,
     Tree,
@@ -90,6 +92,27 @@ def test_thousands_of_files_are_taken_by_two_processes_and_kept_for_merges(
     texts = [data for data in tree.values() if isinstance(data, bytes)]
     make_tree(tmp_path / "replica", dict.fromkeys(tree, b"edited"))
     assert replica.texts([wanted[path].digest for path in tree]) == texts
+
+
+def test_what_a_second_process_wrote_and_died_before_it_told_is_written_again(
+    tmp_path: Path, replica: LocalReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree: Tree = {b"d/f%d" % number: b"text %d" % number for number in range(2000)}
+    make_tree(tmp_path / "other", tree)
+    mine, do, died = os.getpid(), _Taker.do, tmp_path / "died"
+
+    def die(self: _Taker, first: int, end: int) -> object:
+        if os.getpid() == mine:
+            wait_for(died.exists, "the second process does nothing")
+            return do(self, first, end)
+        do(self, first, end)
+        died.touch()
+        os._exit(1)
+
+    monkeypatch.setattr(_Taker, "do", die)
+    assert take(replica, files(tree)) == []
+    assert not [problem for applied in replica.apply() for problem in applied.problems]
+    assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
 
 
 @pytest.mark.parametrize(
