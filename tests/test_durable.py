@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +20,7 @@ from tests.support import carry_out, file, new_replica, opened, scanned, tombsto
 if TYPE_CHECKING:
     from sqlite3 import _Parameters
 
-WAIT, RENAME, COMMIT = "wait for the disk", "rename", "commit"
+BEGIN, WAIT, RENAME, COMMIT = "have all written", "wait for the disk", "rename", "commit"
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return sqlite3.Connection.execute(self, sql, parameters)
 
     monkeypatch.setattr(database.Database, "execute", execute)
-    monkeypatch.setattr("p2psync.local.begin_sync", lambda fd: telling(WAIT, lambda: None))
+    monkeypatch.setattr("p2psync.local.begin_sync", telling(BEGIN, lambda fd: telling(WAIT, lambda: None)))
     monkeypatch.setattr(disk, "_rename", telling(RENAME, disk._rename))
     return done
 
@@ -59,9 +63,44 @@ def test_contents_reach_the_disk_before_names_and_names_before_the_manifest(
         )
     assert problems == []
     first, last = steps.index(RENAME), len(steps) - 1 - steps[::-1].index(RENAME)
-    assert WAIT in steps[:first]
+    assert steps[:first].index(BEGIN) < steps[:first].index(WAIT)
     assert COMMIT not in steps[:last]
-    assert WAIT in steps[last : steps.index(COMMIT, last)]
+    after = steps[last : steps.index(COMMIT, last)]
+    assert after.index(BEGIN) < after.index(WAIT)
+
+
+@pytest.mark.parametrize("failing", [1, 2], ids=["contents", "names"])
+def test_what_a_disk_could_not_write_is_not_in_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    root = new_replica(tmp_path / "replica")
+    calls = 0
+
+    def sync(fd: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(disk, "sync_file_system", sync)
+    with opened(root) as replica, pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        carry_out(replica, [Transition(b"f", None, file(b"new"))], b"new")
+    assert calls == failing
+    with opened(root) as replica:
+        assert not replica.newest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
+def test_an_error_that_the_system_tells_of_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        @staticmethod
+        def syncfs(fd: int) -> int:
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(disk, "_libc", Failing)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        disk.sync_file_system(0)
 
 
 def test_a_manifest_is_on_disk_when_it_says_so(tmp_path: Path) -> None:
