@@ -67,8 +67,8 @@ CANARIES = (
     _canary(
         "bump the version before the apply",
         "p2psync/local.py",
-        "                problems.append(outcome)\n            else:\n",
-        "                problems.append(outcome)\n"
+        "                failed.add(outcome.path)\n            else:\n",
+        "                failed.add(outcome.path)\n"
         "                step = next(step for step in transitions if step.path == outcome.path)\n"
         "                row = self._manifest.row(step.path)\n"
         "                if row is not None:\n"
