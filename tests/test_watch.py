@@ -187,7 +187,7 @@ def test_two_that_watch_each_other_come_to_rest(pair: tuple[Path, Path]) -> None
         assert max(new - old for old, new in zip(before, after, strict=True)) <= 4
         versions = json.loads(run("-C", here, "log", "--json", "last"))["versions"]
         assert len(versions) == 1
-    assert not [path for path in snapshot(here) if b"sync-conflict" in path]
+    assert not [path for path in snapshot(here) if b".sync-conflict-" in path]
 
 
 def test_a_save_in_several_steps_is_one_version(pair: tuple[Path, Path]) -> None:
@@ -452,4 +452,4 @@ def test_real_tools_work_in_a_watched_tree(pair: tuple[Path, Path]) -> None:
             lambda: same(here, there) and not (here / "clone" / "tests").exists(),
             lambda: watch.log.read_text()[-3000:],
         )
-    assert not [path for path in snapshot(here) if b"sync-conflict" in path]
+    assert not [path for path in snapshot(here) if b".sync-conflict-" in path]
