@@ -81,7 +81,8 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 """Changes in a batch, outcomes between two reports of progress."""
-
+SAVE_SECONDS = 10.0
+"""After so much work what a scan has found is committed: no more is lost if it is interrupted."""
 
 RESERVE_BYTES = 8 << 20
 """What stays free on a disk, or a hundredth of a small one: the manifest has to be written too."""
@@ -217,8 +218,10 @@ class LocalReplica:
         """Rows that are written, but not committed: their files are staged."""
         self._scanned: dict[bytes, Entry] = {}
         """What the last scan found changed, until it is asked for once, or something else has changed it."""
+        self._before_scan = 0
+        """The sequence number of the newest change before that."""
         self._scan_seq = 0
-        """The sequence number of that."""
+        """The sequence number of the newest of that."""
         self._seq = 0
         """Under which sequence number they are; 0: there are none."""
         self._path = root
@@ -284,21 +287,32 @@ class LocalReplica:
 
     def _scan(self, keep: bool, doubt: bool) -> Scanned:
         self._manifest.roll_back()  # of a dry run
-        self._scanned = {}
+        self._scanned, self._before_scan = {}, self.newest()
         stamp = self._manifest.next_stamp()
         anew = self._manifest.is_anew()
-        begun = False
+        begun, is_first = False, True
+        due = time.monotonic() + SAVE_SECONDS
 
-        def note(changes: Sequence[Record]) -> None:
-            nonlocal begun
-            if not begun:
-                begun = True
-                self._manifest.begin()
-                self._manifest.use(stamp)
-                self._scan_seq = self._manifest.next_seq()
-            found = [_of_unknown_past(record) for record in changes] if anew else changes
-            self._manifest.record_under(self._scan_seq, found)
-            self._scanned.update({record.path: record.row.entry for record in found})
+        def note(found: Scan) -> None:
+            """Write what is found; commit it from time to time: who interrupts a scan loses little."""
+            nonlocal begun, is_first, due
+            is_due = keep and time.monotonic() >= due
+            if found.changes or (is_due and found.vouched):
+                if not begun:
+                    begun = True
+                    self._manifest.begin()
+                    self._manifest.use(stamp)
+                    self._scan_seq = self._manifest.next_seq()
+                changes = [_of_unknown_past(record) for record in found.changes] if anew else found.changes
+                found.changes = []
+                self._manifest.record_under(self._scan_seq, changes)
+                self._scanned.update({record.path: record.row.entry for record in changes})
+            if begun and is_due:
+                begun = False
+                with self._manifest.transaction(begun=True):
+                    self._save(found, is_first)
+                is_first = False
+                due = time.monotonic() + SAVE_SECONDS
 
         exclude = self._exclude()
         part = self._watcher.part(exclude) if self._watcher else WHOLE
@@ -319,6 +333,18 @@ class LocalReplica:
             with self._manifest.transaction(begun):
                 told = self._note(found)
         return Scanned(found.problems, told, found.rules, sorted(found.mounts))
+
+    def _save(self, found: Scan, is_first: bool) -> None:
+        """Write what makes it safe to end the scan here.
+
+        A folder of which only a part is written is compared row by row next time; and what is mounted now,
+        and is not by then, must not be taken for deleted (I6).
+        """
+        if is_first:  # all folders are known before the first file is read
+            self._manifest.forget_fingerprints(found.fingerprints)
+            self._manifest.set_mounts(self._manifest.mounts() | found.mounts)
+        self._manifest.vouch(found.vouched)
+        found.vouched = []
 
     def _note(self, found: Scan) -> list[bytes]:
         """Write what else a scan found; return the paths that are no entries and were not met before."""
@@ -363,7 +389,7 @@ class LocalReplica:
 
     def _changes(self, since: int) -> Iterator[Change]:
         scanned, self._scanned = self._scanned, {}
-        if scanned and since == self._scan_seq - 1 and self.newest() == self._scan_seq:
+        if scanned and since == self._before_scan and self.newest() == self._scan_seq:
             return (Change(path, entry) for path, entry in scanned.items())  # just what was found
         return self._manifest.changes(since)
 

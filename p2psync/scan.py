@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 from types import MappingProxyType
@@ -144,7 +144,7 @@ def scan(
     known: Known,
     stamp: Stamp,
     exclude: bytes,
-    note: Callable[[Sequence[Record]], None] | None = None,
+    note: Callable[[Scan], None] | None = None,
     part: Part = WHOLE,
 ) -> Scan:
     """Walk the tree, or the part of it in which something happened.
@@ -154,7 +154,8 @@ def scan(
         known: the manifest to compare with.
         stamp: marks the changes.
         exclude: text of the replica's own, unshared ignore file.
-        note: takes the changes, when all rows are compared, and as files are read; else they are returned.
+        note: is told what was found, when all rows are compared, and as files are read; it may take `changes`
+            and `vouched` away. Fingerprints hold only when all is found.
         part: what to look at.
     """
     return _Scanner(root, known, stamp, exclude, note, part).run()
@@ -167,7 +168,7 @@ class _Scanner:
         known: Known,
         stamp: Stamp,
         exclude: bytes,
-        note: Callable[[Sequence[Record]], None] | None,
+        note: Callable[[Scan], None] | None,
         part: Part,
     ) -> None:
         self._root = root
@@ -377,10 +378,9 @@ class _Scanner:
         self._found.fingerprints[split(path)[0]] = None
 
     def _tell(self) -> None:
-        """Hand over the changes that were found since the last time."""
-        if self._note and self._found.changes:
-            self._note(self._found.changes)
-            self._found.changes = []
+        """Tell what is found by now."""
+        if self._note:
+            self._note(self._found)
 
     def _vanish(self, path: bytes, rows: dict[bytes, Row], ignore: Ignore) -> None:
         """Record what is not there any more, with all that was below."""

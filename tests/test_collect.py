@@ -50,7 +50,9 @@ class Clock:
 
     def __init__(self) -> None:
         self._ahead = 0.0
-        self.module = SimpleNamespace(time=self.now, time_ns=lambda: int(self.now() * 1e9))
+        self.module = SimpleNamespace(
+            time=self.now, time_ns=lambda: int(self.now() * 1e9), monotonic=time.monotonic
+        )
 
     def now(self) -> float:
         return time.time() + self._ahead
