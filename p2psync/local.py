@@ -433,12 +433,13 @@ class LocalReplica:
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
         self._moves = self._possible(moves(transitions))
-        self._check_room([step for step in transitions if step.path not in self._moves])
+        coming = [step for step in transitions if step.path not in self._moves]
+        tight = self._is_tight(coming)
         self._manifest.roll_back()
         self._transitions = transitions
         self._new_folders, self._foreseen, self._seq = _new_folders(transitions), {}, 0
         with _staging():
-            wanted = self._stage.expect(step for step in transitions if step.path not in self._moves)
+            wanted = self._stage.expect(coming, tight)
             if not self.newest():  # nothing is known here, so nothing is held
                 return wanted
             missing = []
@@ -469,14 +470,15 @@ class LocalReplica:
 
         return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}
 
-    def _check_room(self, transitions: Sequence[Transition]) -> None:
-        """Refuse what would fill the disk, before anything is written."""
+    def _is_tight(self, transitions: Sequence[Transition]) -> bool:
+        """Is there room only if what broken runs left goes? Refuse what would fill the disk."""
         disk = os.fstatvfs(self._root.fd)
         needed = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100) + sum(
             step.wanted.size + ENTRY_BYTES for step in transitions if needs_content(step)
         )
         free = disk.f_bavail * disk.f_frsize
-        if needed > free:  # what a run that died has left there counts: it is used, or removed
+        tight = needed > free
+        if tight:  # what a run that died has left there counts: it is used, or removed
             free += self._stage.size()
         coming = [step for step in transitions if needs_content(step)] if needed > free else []
         if coming:
@@ -486,6 +488,7 @@ class LocalReplica:
                 " Nothing was changed: make room there (`p2psync gc` removes old history) and sync again, or"
                 f" leave out what is large (--max-size, --exclude), as {printable(largest)} is"
             )
+        return tight
 
     def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""

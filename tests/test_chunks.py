@@ -25,14 +25,16 @@ from p2psync.core.replica import Ask, Piece, Source, Want
 from p2psync.core.retention import Limits
 from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import PeerError
-from p2psync.local import LocalReplica
+from p2psync.local import RESERVE_BYTES, LocalReplica
 from p2psync.remote import RemoteReplica
 from p2psync.run import open_replica
 from p2psync.sync import Result
 from tests.support import (
+    Tree,
     digest,
     do_not_wait_for_disk,
     history,
+    make_tree,
     new_replica,
     opened,
     snapshot,
@@ -306,6 +308,79 @@ def test_a_transfer_that_breaks_early_keeps_what_an_earlier_one_had(tmp_path: Pa
         with pytest.raises(PeerError, match="broke"):
             sync_open(home, peer)
     assert synced(here, there).transferred < (11 << 20) + SMALL_CHANGE
+
+
+def broken_transfer(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Make two replicas whose sync broke when a file had come, and half of another; and a third one."""
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    third = new_replica(tmp_path / "third", {b"d/other": b"other"})
+    make_tree(here, {b"d/1": noise(2 << 20, 1), b"d/2": noise(4 << 20, 2)})
+    with opened(here) as home, opened(there) as peer:
+        broken_after(4 << 20, home)
+        with pytest.raises(PeerError, match="broke"):
+            sync_open(home, peer)
+    return here, there, third
+
+
+def left_over(root: Path) -> list[int]:
+    """Return the sizes of what broken transfers left here."""
+    return sorted(file.stat().st_size for file in (root / ".p2psync" / "partial").glob("*"))
+
+
+@pytest.mark.parametrize("brings", [{b"d/other": b"other"}, {}], ids=["something", "nothing"])
+def test_a_broken_transfer_goes_on_after_a_sync_with_another_peer(tmp_path: Path, brings: Tree) -> None:
+    here, there, _ = broken_transfer(tmp_path)
+    third = new_replica(tmp_path / "another", brings)
+    assert synced(third, there).transferred <= 5
+    assert set(snapshot(there)) == set(snapshot(third))
+    assert synced(here, there).transferred < (2 << 20) + SMALL_CHANGE
+    assert left_over(there) == []
+
+
+def test_what_broke_twice_goes_on_after_syncs_with_another_peer(tmp_path: Path) -> None:
+    here, there, third = broken_transfer(tmp_path)
+    synced(third, there)
+    with opened(here) as home, opened(there) as peer:
+        broken_after(1 << 20, home)
+        with pytest.raises(PeerError, match="broke"):
+            sync_open(home, peer)
+    write(os.fsencode(third / "d" / "other"), b"edited")
+    synced(third, there)
+    assert synced(here, there).transferred < (1 << 20) + SMALL_CHANGE
+    assert left_over(there) == []
+
+
+def test_what_was_left_long_ago_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, there, third = broken_transfer(tmp_path)
+    monkeypatch.setattr("p2psync.stage.LEFT_OVER_SECONDS", -1)
+    synced(third, there)
+    assert left_over(there) == []
+
+
+def test_what_was_left_takes_no_more_than_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, there, third = broken_transfer(tmp_path)
+    synced(third, there)
+    before = left_over(there)
+    free_on_disk(monkeypatch, sum(before) - 4096)
+    with opened(third) as home, opened(there) as peer:
+        sync_open(home, peer)
+    assert len(before) == 2
+    assert len(left_over(there)) == 1
+
+
+def free_on_disk(patch: pytest.MonkeyPatch, size: int) -> None:
+    disk = os.statvfs_result((4096, 4096, 1 << 30, size // 4096, size // 4096, 0, 0, 0, 0, 255))
+    patch.setattr(os, "fstatvfs", lambda fd: disk)
+
+
+def test_what_was_left_makes_room_for_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, there, third = broken_transfer(tmp_path)
+    synced(third, there)
+    write(os.fsencode(third / "large"), noise(1 << 20))
+    free_on_disk(monkeypatch, RESERVE_BYTES)
+    with opened(third) as home, opened(there) as peer:
+        assert sync_open(home, peer).in_step
+    assert left_over(there) == []
 
 
 LINES = [b"line %d of a long diary\n" % number for number in range(10_000)]
