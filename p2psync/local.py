@@ -20,6 +20,7 @@ from p2psync.chunks import ChunkLists
 from p2psync.collect import Collector
 from p2psync.config import history_limits
 from p2psync.contents import Contents
+from p2psync.core.choose import too_large
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import (
@@ -434,12 +435,12 @@ class LocalReplica:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
         self._moves = self._possible(moves(transitions))
         coming = [step for step in transitions if step.path not in self._moves]
-        tight = self._is_tight(coming)
+        tight, waiting = self._weigh(coming)
         self._manifest.roll_back()
         self._transitions = transitions
         self._new_folders, self._foreseen, self._seq = _new_folders(transitions), {}, 0
         with _staging():
-            wanted = self._stage.expect(coming, tight)
+            wanted = self._stage.expect(coming, tight, waiting)
             if not self.newest():  # nothing is known here, so nothing is held
                 return wanted
             missing = []
@@ -470,25 +471,32 @@ class LocalReplica:
 
         return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}
 
-    def _is_tight(self, transitions: Sequence[Transition]) -> bool:
-        """Is there room only if what broken runs left goes? Refuse what would fill the disk."""
+    def _weigh(self, transitions: Sequence[Transition]) -> tuple[bool, set[bytes]]:
+        """Look, before anything is written, whether there is room for what comes.
+
+        Returns:
+            Whether that is so only if what broken runs left goes, and the paths of a few large files that
+            have to wait even then.
+
+        Raises:
+            GuardTripped: more would have to wait than a few.
+        """
         disk = os.fstatvfs(self._root.fd)
-        needed = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100) + sum(
-            step.wanted.size + ENTRY_BYTES for step in transitions if needs_content(step)
-        )
         free = disk.f_bavail * disk.f_frsize
-        tight = needed > free
-        if tight:  # what a run that died has left there counts: it is used, or removed
-            free += self._stage.size()
-        coming = [step for step in transitions if needs_content(step)] if needed > free else []
-        if coming:
-            largest = os.fsdecode(max(coming, key=lambda step: step.wanted.size).path)
+        room = free - min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
+        sizes = {step.path: step.wanted.size + ENTRY_BYTES for step in transitions if needs_content(step)}
+        if not sizes or (needed := sum(sizes.values())) <= room:
+            return False, set()
+        left = self._stage.size()  # what a run that died has left there counts: it is used, or removed
+        waiting = too_large(sizes, room + left)
+        if waiting is None:
+            largest = os.fsdecode(max(sizes, key=sizes.__getitem__))
             raise GuardTripped(
-                f"{os.fsdecode(self._path)} has {free >> 20} MiB free, and {needed >> 20} MiB are needed."
-                " Nothing was changed: make room there (`p2psync gc` removes old history) and sync again, or"
-                f" leave out what is large (--max-size, --exclude), as {printable(largest)} is"
+                f"{os.fsdecode(self._path)} has {(free + left) >> 20} MiB free, and {needed >> 20} MiB are"
+                " needed. Nothing was changed: make room there (`p2psync gc` removes old history) and sync"
+                f" again, or leave out what is large (--max-size, --exclude), as {printable(largest)} is"
             )
-        return tight
+        return needed - sum(map(sizes.__getitem__, waiting)) > room, waiting
 
     def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""

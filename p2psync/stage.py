@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain
 
 from xxhash import xxh3_128, xxh3_128_digest
@@ -57,6 +58,7 @@ _LEFT_OVER = b"partial"
 Named by the digest of the whole, or, while nobody wants it, by that of its path.
 """
 _BY_PATH = b".path"
+_NO_ROOM = "there is no room for it (`p2psync gc` there removes old history, --max-size leaves it out)"
 LEFT_OVER_SECONDS = 14 * 86400
 """For how long it is kept."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -86,12 +88,15 @@ class Stage:
         self._root.close()
         self._left_over.close()
 
-    def expect(self, transitions: Iterable[Transition], tight: bool = False) -> list[Content]:
+    def expect(
+        self, transitions: Iterable[Transition], tight: bool = False, waiting: Container[bytes] = ()
+    ) -> list[Content]:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for.
 
         Args:
             transitions: those of this run.
             tight: there is no room for what broken runs left, but for whole files that are wanted.
+            waiting: paths of files for which there is no room at all.
         """
         self._tight = tight
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
@@ -102,15 +107,17 @@ class Stage:
         sweep(self._root, b"", self._adopt)
         for path, entry in self._wanted.items():
             try:
-                self._prepare(path, entry)
+                self._prepare(path, entry, waiting)
             except OSError as error:
                 self._trouble[path] = error
         return self.lacking()
 
-    def _prepare(self, path: bytes, entry: Entry) -> None:
+    def _prepare(self, path: bytes, entry: Entry, waiting: Container[bytes]) -> None:
         match entry.kind:
             case Kind.FILE:
                 if path not in self._stats:
+                    if path in waiting:
+                        raise OSError(errno.ENOSPC, _NO_ROOM)
                     self._waiting.setdefault(entry.digest, []).append(path)
             case Kind.DIRECTORY:
                 self._root.directory(path)

@@ -182,17 +182,36 @@ def test_what_would_fill_a_disk_is_refused_before_anything_is_copied(
     tmp_path: Path, small_disk: Path
 ) -> None:
     here, there = replica(tmp_path / "here"), replica(small_disk / "there")
-    write(here / "large", bytes(25 << 20))
+    for number in range(25):
+        write(here / f"large {number}", bytes(2 << 20))
     write(here / "small", "small")
     write(there / "theirs", "theirs")
     before = snapshot(there)
     for one, other in ((here, there), (there, here)):
         ran = p2psync(one, "sync", other, code=4)
         assert "MiB free" in ran.err
-        assert ran.err.rstrip().endswith("(--max-size, --exclude), as large is")
+        assert ran.err.rstrip().endswith("(--max-size, --exclude), as large 0 is")
         assert not (here / "theirs").exists()
         assert snapshot(there) == before
-    (here / "large").unlink()
+    for number in range(20):
+        (here / f"large {number}").unlink()
+    p2psync(here, "sync", there)
+    assert_same(here, there)
+
+
+def test_a_large_file_for_which_there_is_no_room_waits_and_all_else_is_synced(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    here, there = replica(tmp_path / "here"), replica(small_disk / "there")
+    write(here / "d" / "large", bytes(30 << 20))
+    write(here / "d" / "small", "small")
+    write(there / "theirs", "theirs")
+    for one, other in ((here, there), (there, here)):
+        ran = p2psync(one, "sync", other, code=1)
+        assert "d/large failed: there is no room for it" in ran.err
+        assert {*snapshot(here)} - {*snapshot(there)} == {b"d/large"}
+        assert {*snapshot(there)} <= {*snapshot(here)}
+    (here / "d" / "large").write_bytes(bytes(5 << 20))
     p2psync(here, "sync", there)
     assert_same(here, there)
 

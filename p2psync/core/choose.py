@@ -1,4 +1,7 @@
-"""Choose: which part of a plan a run carries out. Owns modes and filters; the rest waits for another run."""
+"""Choose: which part of a plan a run carries out; the rest waits for another run.
+
+Owns modes and filters, and what waits for room.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,9 @@ class Filter:
 
 
 EVERYTHING = Filter()
+
+MOST_TOO_LARGE = 10
+"""If more than so many files have to wait for room, it is the tree that does not fit."""
 
 
 def parse_size(text: str) -> int:
@@ -102,6 +108,23 @@ def choose(
     plan.theirs = [step for step in plan.theirs if step.path not in out]
     plan.conflicts = [conflict for conflict in plan.conflicts if conflict.path not in out]
     return sorted(out)
+
+
+def too_large(sizes: Mapping[bytes, int], room: int) -> set[bytes] | None:
+    """Return which files, the largest first, must wait so that the rest fits; None: too many.
+
+    Args:
+        sizes: what each file takes, in bytes.
+        room: for all of them, in bytes.
+    """
+    room -= sum(sizes.values())
+    waiting = set()
+    for path in sorted(sizes, key=sizes.__getitem__, reverse=True)[:MOST_TOO_LARGE]:
+        if room >= 0:
+            break
+        waiting.add(path)
+        room += sizes[path]
+    return waiting if room >= 0 else None
 
 
 def _admits(wanted: Filter, mounts: Collection[bytes]) -> Callable[[Transition], bool]:

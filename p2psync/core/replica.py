@@ -263,7 +263,7 @@ class Replica(Protocol):
 
         Raises:
             ReplicaError: the stage cannot be written to.
-            GuardTripped: the disk would be full.
+            GuardTripped: the disk would be full, even without a few large files: those are problems.
         """
 
     def take(self) -> Iterator[Taken]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2psync.core.choose import Filter, Mode, choose, parse_size
+from p2psync.core.choose import MOST_TOO_LARGE, Filter, Mode, choose, parse_size, too_large
 from p2psync.core.model import Action, Entry, Transition, action_of
 from p2psync.core.paths import ancestors
 from p2psync.core.reconcile import Plan
@@ -164,3 +164,20 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="give a size"):
         parse_size(text)
+
+
+# -- what waits for room
+
+
+@pytest.mark.parametrize(
+    ("room", "waiting"),
+    [(60, set()), (59, {b"c"}), (30, {b"c"}), (29, {b"c", b"b"}), (0, {b"c", b"b", b"a"}), (-1, None)],
+)
+def test_the_largest_wait_until_the_rest_fits(room: int, waiting: set[bytes] | None) -> None:
+    assert too_large({b"a": 10, b"b": 20, b"c": 30}, room) == waiting
+
+
+def test_a_tree_that_does_not_fit_is_not_synced_in_part() -> None:
+    sizes = {b"%d" % number: 1 for number in range(MOST_TOO_LARGE + 5)}
+    assert len(too_large(sizes, 5) or ()) == MOST_TOO_LARGE
+    assert too_large(sizes, 4) is None
