@@ -10,6 +10,8 @@ from typing import NoReturn
 
 FAILED, INTERRUPTED = 3, 130
 """As in `errors.Exit`, which is not loaded yet."""
+UNREAD = 128 + signal.SIGPIPE
+"""What a shell tells of a command that ended since nobody read on, like `| head -1`."""
 
 
 def main() -> NoReturn:
@@ -24,6 +26,8 @@ def main() -> NoReturn:
         from p2psync.cli import main as command_line
 
         _exit(command_line())
+    except BrokenPipeError:
+        os._exit(UNREAD)
     except KeyboardInterrupt as end:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         why = str(end) or "interrupted"
@@ -37,8 +41,6 @@ def _exit(code: int) -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:
-        pass  # who was to read it has seen enough
     except OSError as error:
         if code != FAILED:  # else it was told of already
             os.write(2, f"p2psync: error: cannot write what there is to say: {error.strerror}\n".encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from p2psync.__main__ import UNREAD
 from p2psync.cli import cli
 from tests.cli_support import COMMAND, environment, p2psync, pair, write
 
@@ -103,7 +104,16 @@ def test_a_reader_that_goes_away_is_no_trouble(root: Path, words: tuple[str, ...
             stderr=subprocess.PIPE,
         )
     assert b"Traceback" not in ran.stderr and b"Exception" not in ran.stderr, ran.stderr
-    assert ran.returncode in ENDS
+    assert ran.returncode in (*ENDS, UNREAD)
+
+
+@pytest.mark.parametrize("words", [("log",), ("log", "--help"), ("nonsense",), ("show", "f@nothing")])
+def test_who_is_not_read_to_the_end_ends_like_any_other_command(root: Path, words: tuple[str, ...]) -> None:
+    source, target = os.pipe()
+    os.close(source)
+    with open(target, "wb") as closed:
+        ran = subprocess.run([*COMMAND, *words], cwd=root, env=environment(), stdout=closed, stderr=closed)
+    assert ran.returncode == UNREAD
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")

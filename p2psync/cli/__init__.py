@@ -68,6 +68,9 @@ def main() -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        BrokenPipeError: who was to read what it says has gone.
     """
     gc.disable()  # a run makes many objects and hardly a cycle: looking for them cost a seventh of its time
     for stream in (sys.stdout, sys.stderr):
@@ -85,7 +88,7 @@ def main() -> int:
         complain(error)
         return error.exit_code
     except SystemExit:  # click's answer to a reader that has gone
-        return Exit.FAILED
+        raise BrokenPipeError from None
     except Exception as error:
         if "P2PSYNC_DEBUG" in os.environ:
             raise
