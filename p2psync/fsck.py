@@ -31,8 +31,9 @@ from p2psync.core.damage import (
     judge_bytes,
     went_to_history,
 )
+from p2psync.core.ignore import Ignore
 from p2psync.core.model import NO_DIGEST, Digest, Entry, Kind, Record, Row, Transition
-from p2psync.core.paths import SIDECAR, shown, split
+from p2psync.core.paths import SIDECAR, ancestors, shown, split
 from p2psync.core.replica import Name, Replica
 from p2psync.disk import (
     OPEN_DIRECTORY,
@@ -152,6 +153,8 @@ class _Check:
         self._unread: set[bytes] = set()
         self._readable_past = True
         self._rotten: dict[bytes, _Rotten] = {}
+        self._lost: set[bytes] = set()
+        """Rows that live in a folder that is none."""
 
     def _find(self, what: What, path: bytes, why: str = "", peer: str = "") -> None:
         self.report.findings.append(Finding(what, path, why, peer))
@@ -216,8 +219,10 @@ class _Check:
             if split(path)[0] != folder:
                 folder = split(path)[0]
                 parent = self._now.get(folder) or self._manifest.entry(folder)
+                parent = _NOWHERE if folder in self._lost else parent
             if is_lost(entry, parent, self._is_visited(path, entry)):
                 self._find(What.MANIFEST, path, "its row says that it is in a folder that is none")
+                self._lost.add(path)
             if self._is_known_file(path, row.entry):
                 self._read(path, row)
                 self._progress.advance(1, row.entry.size)
@@ -225,14 +230,24 @@ class _Check:
     def _is_visited(self, path: bytes, entry: Entry) -> bool:
         """Does a scan look at the path? Not if it is ignored, or in a folder that is, or cannot be read."""
         folder, name = split(path)
+        rules = self._rules(folder)
+        return rules is not None and path not in self._unread and not rules.matches(name, _is_folder(entry))
+
+    def _rules(self, folder: bytes) -> Ignore | None:
+        """Return the rules in a folder, or that would be, were it there; None: no scan looks into it."""
+        if folder in self._unread:
+            return None
         rules = self._scan.ignores.get(folder)
-        if rules is None or not self._unread.isdisjoint((path, folder)):
-            return False
-        return not rules.matches(name, entry.kind is Kind.DIRECTORY)
+        if rules is None and folder:
+            above, name = split(folder)
+            view = self._rules(above)
+            rules = None if view is None or view.matches(name, True) else view.below(name)
+        return rules
 
     def _is_known_file(self, path: bytes, entry: Entry) -> bool:
         """Is it a file that nobody has written to, as far as a scan can tell?"""
-        return entry.kind is Kind.FILE and path not in self._now and self._is_visited(path, entry)
+        is_known = entry.kind is Kind.FILE and path not in self._now and path not in self._lost
+        return is_known and self._is_visited(path, entry)
 
     def _read(self, path: bytes, row: Row) -> None:
         folder, name = split(path)
@@ -325,9 +340,35 @@ class _Check:
     # -- repair
 
     def repair(self, peer: Replica | None) -> None:
+        """Put right what can be."""
+        if self._lost:
+            self._find_lost()
+        if self._rotten:
+            self._replace_rotten(peer)
+
+    def _find_lost(self) -> None:
+        """Heal rows that no scan may ever come to: the disk decides, or, where there is nothing, the peers.
+
+        Nothing tells whether a file that is not there was deleted: so it is forgotten, not made a tombstone.
+        """
+        there = {path for path in self._lost if self._is_reached(split(path)[0])}
+        nowhere = self._lost - there
+        with self._manifest.transaction():
+            self._manifest.forget_fingerprints({b""}.union(*map(ancestors, there)))
+            self._manifest.forget(nowhere)
+            self._manifest.ask_again(nowhere)
+        self.report.repaired.update(dict.fromkeys(there, "the disk, with the next sync"))
+        self.report.repaired.update(dict.fromkeys(nowhere, "what the peers have, with the next sync"))
+
+    def _is_reached(self, folder: bytes) -> bool:
+        try:
+            self._root.directory(folder)
+        except OSError as error:  # what cannot be read is there
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+        return True
+
+    def _replace_rotten(self, peer: Replica | None) -> None:
         """Put good bytes in the place of rotten ones, which go to the history; the versions stay."""
-        if not self._rotten:
-            return
         steps = [
             Transition(path, replace(found.row.entry, digest=found.digest), found.row.entry)
             for path, found in self._rotten.items()
@@ -410,6 +451,11 @@ class _Check:
 
 
 _ROOT: Entry | None = Entry(kind=Kind.DIRECTORY)
+_NOWHERE = Entry(kind=Kind.TOMBSTONE)
+
+
+def _is_folder(entry: Entry) -> bool:
+    return entry.kind is Kind.DIRECTORY
 
 
 def _is_sound(path: bytes, entry: Entry) -> bool:

@@ -695,6 +695,17 @@ class Manifest:
             (peer.replica, peer.name, in_step, self.newest(), msgspec.msgpack.encode(mark)),
         )
 
+    def ask_again(self, paths: Iterable[bytes]) -> None:
+        """Have all peers asked, at the next sync with each, what they have at these paths."""
+        again = set(paths)
+        for peer, data in self._db.execute(
+            "SELECT replica, mark FROM peer WHERE mark IS NOT NULL"
+        ).fetchall():
+            mark = msgspec.msgpack.decode(data, type=Mark)
+            asked = msgspec.structs.replace(mark, pending=sorted(again.union(mark.pending)))
+            place = (msgspec.msgpack.encode(asked), peer)
+            self._db.execute("UPDATE peer SET mark = ? WHERE replica = ?", place)
+
     def met(self, peer: ReplicaId, address: str) -> None:
         """Remember which replica answered at an address."""
         place = os.fsencode(address)

@@ -25,7 +25,7 @@ def text(report: Report, repair: bool) -> str:
 def _line(finding: Finding, report: Report) -> str:
     place = f"{finding.what} on {printable(finding.peer)}" if finding.peer else finding.what
     line = ": ".join(filter(None, (place, shown(finding.path), printable(finding.why))))
-    if _is_our_rot(finding):
+    if _is_mended(finding):
         if finding.path in report.repaired:
             line += f"; repaired from {report.repaired[finding.path]}"
         elif finding.path in report.left:
@@ -42,7 +42,7 @@ def _summary(report: Report, repair: bool) -> str:
     rest = "" if report.is_complete else "; the rest could not be checked"
     files = "1 file" if report.files == 1 else f"{report.files} files"
     read = f"{files} ({size_of(report.size)}) read{compared}: {', '.join(parts)}{rest}"
-    if not repair and any(map(_is_our_rot, report.findings)):
+    if not repair and any(one.what is What.ROTTEN and not one.peer for one in report.findings):
         read += "; --repair puts rotten files right where their bytes are to be found"
     return read
 
@@ -56,8 +56,8 @@ def as_json(report: Report) -> str:
             "path": json_path(finding.path),
             "why": finding.why,
             "damage": finding.is_damage,
-            "repaired": report.repaired.get(finding.path) if _is_our_rot(finding) else None,
-            "left": report.left.get(finding.path) if _is_our_rot(finding) else None,
+            "repaired": report.repaired.get(finding.path) if _is_mended(finding) else None,
+            "left": report.left.get(finding.path) if _is_mended(finding) else None,
         }
         for finding in report.findings
     ]
@@ -73,5 +73,6 @@ def as_json(report: Report) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def _is_our_rot(finding: Finding) -> bool:
-    return finding.what is What.ROTTEN and not finding.peer
+def _is_mended(finding: Finding) -> bool:
+    """Is it something that a repair may put right?"""
+    return finding.what in (What.ROTTEN, What.MANIFEST) and not finding.peer

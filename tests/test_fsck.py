@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from p2psync.cli import main
 from p2psync.config import Peer
 from p2psync.connect import connect_local
 from p2psync.core.damage import Finding, What, compare, is_lost, is_unissued, judge_bytes, went_to_history
-from p2psync.core.model import Row, Stat
+from p2psync.core.model import Kind, Row, Stat
 from p2psync.core.revert import Changed
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Exit, PeerError, ProtocolError, Unreachable
@@ -338,6 +339,68 @@ def test_a_row_of_no_folder_is_damage(root: Path) -> None:
 def test_an_entry_in_a_folder_that_is_none_is_damage(root: Path, damage: str) -> None:
     sql(root, damage)
     assert found(check(root)) == [(What.MANIFEST, b"d/f")]
+
+
+def phantom(root: Path, folder: bytes, *names: bytes, told: Path | None = None) -> None:
+    """Delete a folder, and have the rows of what was in it be as before, as soon as `told` was told of it."""
+    marks = ",".join("?" * len(names))
+    with database_of(root) as database:
+        rows = database.execute(f"SELECT * FROM entry WHERE name IN ({marks})", names).fetchall()
+    shutil.rmtree(root / os.fsdecode(folder))
+    scanned(root)
+    if told:
+        sync(root, told)
+    with database_of(root) as database:
+        database.executemany(f"INSERT OR REPLACE INTO entry VALUES ({','.join('?' * 16)})", rows)
+
+
+def test_rows_below_a_deleted_folder_are_damage_and_repaired_by_the_peers(root: Path) -> None:
+    make_tree(root, {b"d/e/deep": b"deep"})
+    there = pair(root)
+    phantom(root, b"d", b"f", b"e", b"deep", told=there)
+    make_tree(there, {b"d/f": b"of there"})
+    lost = [(What.MANIFEST, path) for path in (b"d/e", b"d/f", b"d/e/deep")]
+    assert found(check(root)) == lost
+    report = check(root, repair=True)
+    assert found(report) == lost
+    assert text(report, True).count("; repaired from what the peers have, with the next sync") == 3
+    assert check(root).findings == []
+    assert sync(root, there).in_step
+    assert (root / "d" / "f").read_bytes() == b"of there"
+    assert snapshot(root) == snapshot(there)
+    assert not (root / "d" / "e").exists()
+    assert [check(replica).findings for replica in (root, there)] == [[], []]
+
+
+@pytest.mark.parametrize("syncs", [0, 1])
+def test_what_a_peer_still_has_comes_back_when_a_row_in_no_folder_is_repaired(root: Path, syncs: int) -> None:
+    there = pair(root)
+    phantom(root, b"d", b"f")
+    for _ in range(syncs):
+        sync(root, there)
+    assert check(root, repair=True).repaired.keys() == {b"d/f"}
+    for _ in range(2):
+        sync(root, there)
+    assert snapshot(root) == snapshot(there)
+    assert (root / "d" / "f").read_bytes() == b"good bytes"
+    assert [check(replica).findings for replica in (root, there)] == [[], []]
+
+
+def test_what_lives_in_a_folder_that_is_there_is_found_by_the_scan_after_a_repair(
+    root: Path,
+) -> None:
+    before = snapshot(root)
+    sql(root, "UPDATE entry SET kind = 0, mode = 0 WHERE name = x'64'")
+    assert check(root, repair=True).repaired == {b"d/f": "the disk, with the next sync"}
+    assert scanned(root)[b"d"].kind is Kind.DIRECTORY
+    assert check(root).findings == []
+    assert snapshot(root) == before
+
+
+def test_an_ignored_row_below_a_deleted_folder_is_no_damage(root: Path) -> None:
+    phantom(root, b"d", b"f")
+    (root / ".p2psync" / "ignore").write_bytes(b"f\n")
+    assert check(root, repair=True).findings == []
 
 
 def test_a_version_of_a_tick_that_was_never_issued_is_damage(root: Path) -> None:
