@@ -451,13 +451,13 @@ def _by_path(path: bytes) -> bytes:
     return xxh3_128_digest(path).hex().encode() + _BY_PATH
 
 
-def _create(name: bytes, directory: int) -> int:
+def _create(name: bytes, directory: int, mode: int = 0o600) -> int:
     """Open a new file of the stage, in place of one that a second process wrote that died before it told."""
     try:
-        return os.open(name, _CREATE, 0o600, dir_fd=directory)
+        return os.open(name, _CREATE, mode, dir_fd=directory)
     except FileExistsError:
         os.unlink(name, dir_fd=directory)
-        return os.open(name, _CREATE, 0o600, dir_fd=directory)
+        return os.open(name, _CREATE, mode, dir_fd=directory)
 
 
 def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | None:
@@ -506,9 +506,9 @@ def _write_blocks(fd: int, blocks: Blocks, entry: Entry) -> bool:
 def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat:
     """Write a file of the stage whose contents are what was wanted; raises as `_write`.
 
-    The same as `_write` with less to do: of a first sync of small files this is most.
+    The same as `_write` with less to do, and fewer system calls: of a first sync of small files this is most.
     """
-    fd = _create(name, directory)
+    fd = _create(name, directory, entry.mode)
     try:
         if len(data) < HOLE:
             write_all(fd, data)
@@ -524,9 +524,12 @@ def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat
 
 
 def _dress(fd: int, entry: Entry) -> Stat:
-    os.fchmod(fd, entry.mode)
     os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
-    return stat_of(os.fstat(fd))
+    st = os.fstat(fd)
+    if stat.S_IMODE(st.st_mode) != entry.mode:  # as it was made, and the umask left it
+        os.fchmod(fd, entry.mode)
+        st = os.fstat(fd)
+    return stat_of(st)
 
 
 def _whole(first: Piece, pieces: Iterator[Piece], held: Held) -> Blocks:
