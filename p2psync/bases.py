@@ -17,6 +17,7 @@ from xxhash import xxh3_128_digest
 
 from p2psync.core.merge import MAX_TEXT, is_text
 from p2psync.core.model import Digest, Extent
+from p2psync.disk import free_range
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -82,6 +83,26 @@ class Bases:
     def read(self, extent: Extent) -> bytes | None:
         """Return the text at `extent`, None if it is not there any more."""
         return _text(self._read_block(extent), extent)
+
+    def move(self, extents: Iterable[Extent]) -> dict[Digest, Extent]:
+        """Write texts that are kept a second time, close together; return where those are that could be.
+
+        Raises:
+            OSError: what was written is not on disk.
+        """
+        for extent in extents:
+            text = self.read(extent)
+            if text is not None:
+                self.add(extent.digest, text)
+        moved = {extent.digest: extent for extent in self.flush()}
+        if moved:
+            os.fsync(self._fd)
+        return moved
+
+    def free(self, blocks: Iterable[tuple[int, int]]) -> None:
+        """Give the space of blocks, told by offset and length, back to the disk, where that can be done."""
+        for offset, length in blocks:
+            free_range(self._fd, offset, length)
 
     def lost(self, extents: Iterable[Extent]) -> Iterator[Extent]:
         """Yield those of `extents`, which are in the order of the file, that cannot be read any more."""

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Container, Iterable
 
-from p2psync.bases import Bases
+from p2psync.bases import BLOCK, Bases
 from p2psync.chunks import ChunkLists
 from p2psync.contents import Contents
 from p2psync.core.merge import MAX_TEXT
@@ -51,7 +51,7 @@ class Collector:
     def collect(self, limits: Limits, dry_run: bool = False) -> list[Kept]:
         """Remove the history that `limits` do not allow; return what went.
 
-        Texts that a merge may still start from are kept among the bases.
+        Texts that a merge may still start from are kept among the bases, all others are forgotten there.
 
         Raises:
             OSError: some of it cannot be removed.
@@ -75,12 +75,23 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.past.set_collected(int(now))
+            free = self._forget_texts()
+        self._bases.free(free)
         forgotten = self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
         if forgotten:
             with self._manifest.transaction():
                 self._manifest.forget_samples(forgotten)
         self._remove(gone)
         return gone
+
+    def _forget_texts(self) -> list[tuple[int, int]]:
+        """Forget texts that nobody needs; return the blocks that are free once that is committed."""
+        scattered, free = self._manifest.forget_texts(BLOCK // 4)
+        moved = self._bases.move(scattered)
+        self._manifest.keep(moved.values())
+        stay = {(text.offset, text.length) for text in scattered if text.digest not in moved}
+        self._manifest.keep(text for text in scattered if text.digest not in moved)
+        return [block for block in free if block not in stay]
 
     def _remove(self, gone: Iterable[Kept]) -> None:
         """Remove what runs put away; what cannot be removed must not keep the rest from it."""

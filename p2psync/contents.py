@@ -80,7 +80,7 @@ class Contents:
         kept = self._bases.read(extent) if extent else None
         if kept is not None:
             return kept
-        for place in (self.opened, self.in_history):
+        for place in (self._in_tree, self.in_history):
             with place(digest) as fd:
                 if fd is not None and os.fstat(fd).st_size <= MAX_TEXT:
                     text = os.read(fd, MAX_TEXT)

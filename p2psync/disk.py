@@ -307,8 +307,8 @@ def _copy_range(source: int, start: int, end: int, target: int, at: int) -> None
         try:
             while start < end:
                 copied = os.copy_file_range(source, target, min(end - start, _MOST), start, at)
-                if not copied:
-                    return
+                if not copied:  # the end, or a file system that cannot, and does not say so
+                    break
                 begin_to_write(target, at, copied)
                 start, at = start + copied, at + copied
         except OSError as error:
@@ -330,6 +330,14 @@ def begin_to_write(fd: int, offset: int, size: int) -> None:
     if begin is not None:
         wide = ctypes.c_int64
         begin(fd, wide(offset), wide(size), 2)  # SYNC_FILE_RANGE_WRITE in <linux/fs.h>; it may fail
+
+
+def free_range(fd: int, offset: int, size: int) -> None:
+    """Make a part of a file a hole, so that its space is free; where that cannot be done it stays."""
+    allocate = getattr(_libc(), "fallocate", None)
+    if allocate is not None:
+        wide = ctypes.c_int64
+        allocate(fd, 3, wide(offset), wide(size))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def digest_of(fd: int) -> Digest:

@@ -76,6 +76,13 @@ _SAMPLE = "CREATE TABLE sample (hash BLOB, digest BLOB, PRIMARY KEY (hash, diges
 _UPGRADES = {1: _SAMPLE}
 """What brings a manifest of an older format to the next one."""
 
+_NEEDED_TEXTS = f"""
+SELECT digest FROM entry WHERE kind = 1
+UNION ALL SELECT digest FROM remembered WHERE kind = 1 AND path IN (SELECT path FROM conflict)
+UNION ALL SELECT digest FROM (
+    SELECT digest, kind, row_number() OVER (PARTITION BY path ORDER BY seq DESC) AS place FROM remembered)
+    WHERE kind = 1 AND place <= {BASES}"""
+
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
 
@@ -601,6 +608,32 @@ class Manifest:
             "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)",
             ((blob(digest), *place) for digest, *place in extents),
         )
+
+    def forget_texts(self, little: int) -> tuple[list[Extent], list[tuple[int, int]]]:
+        """Forget the texts that no merge may start from any more.
+
+        Of each path the present one stays, those of `BASES` versions before it, and where a conflict is
+        remembered those of all versions.
+
+        Args:
+            little: a block that lost some, and of which less than so many bytes are left, is given up.
+
+        Returns:
+            The texts that were in such blocks, to be kept elsewhere; and of all blocks of which nothing is
+            kept any more offset and length in bytes.
+        """
+        before = self._blocks()
+        self._db.execute(f"DELETE FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})")
+        after = self._blocks()
+        given_up = {block for block, size in after.items() if size < min(little, before[block])}
+        texts = [text for text in self.all_kept() if (text.offset, text.length) in given_up]
+        self._db.executemany("DELETE FROM kept WHERE digest = ?", ((text.digest,) for text in texts))
+        return texts, sorted((before.keys() - after.keys()) | given_up)
+
+    def _blocks(self) -> dict[tuple[int, int], int]:
+        """Return how many bytes of text are kept in each block."""
+        found = self._db.execute("SELECT offset, length, sum(size) FROM kept GROUP BY offset, length")
+        return {(offset, length): size for offset, length, size in found}
 
     # -- large contents
 

@@ -123,7 +123,9 @@ def dial(address: Address, peer: Peer, create: bool) -> Dialled:
     if os.path.basename(words[0]) == "ssh":
         if not any("ServerAliveInterval" in word for word in words):
             command += ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
-        file = _configuration(words, address, peer.reuse)
+        file = None
+        with contextlib.suppress(OSError):  # no room for it, say: ssh does without
+            file = _configuration(words, address, peer.reuse)
         if file is not None:
             command += ["-F", file.path]
             socket = file.socket
@@ -167,10 +169,14 @@ def _why_ended(host: str, far: str) -> Callable[[int], str]:
 
 
 def _lock(path: str) -> int | None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    """Return a descriptor that holds the lock; None: another holds it, or there can be none."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         os.close(fd)
         return None
     return fd

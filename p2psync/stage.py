@@ -75,7 +75,8 @@ class Stage:
         self._left_over = Root(os.dup(sidecar))
         self._behind = WriteBehind(self._root.fd)
         self._wanted: dict[bytes, Entry] = {}
-        self._waiting: dict[Digest, list[bytes]] = {}
+        self._waiting: dict[Digest, dict[bytes, None]] = {}
+        """The paths that wait for contents: a set that keeps their order."""
         self._stats: dict[bytes, Stat] = {}
         self._new: list[bytes] = []
         self._unread: list[bytes] = []
@@ -118,7 +119,7 @@ class Stage:
                 if path not in self._stats:
                     if path in waiting:
                         raise OSError(errno.ENOSPC, _NO_ROOM)
-                    self._waiting.setdefault(entry.digest, []).append(path)
+                    self._waiting.setdefault(entry.digest, {})[path] = None
             case Kind.DIRECTORY:
                 self._root.directory(path)
             case Kind.SYMLINK:
@@ -174,7 +175,7 @@ class Stage:
     def put(self, digest: Digest, data: bytes) -> bool:
         """Write contents that are in memory; see `fill`."""
         paths = self._waiting.get(digest, ())
-        if not paths or len(data) != self._wanted[paths[0]].size or xxh3_128_digest(data) != digest:
+        if not paths or len(data) != self._wanted[next(iter(paths))].size or xxh3_128_digest(data) != digest:
             return False
         written = False
         for path in paths:
@@ -288,13 +289,15 @@ class Stage:
             self._new.append(path)
             self._behind.wrote(found.size)
             digest = self._wanted[path].digest
-            self._waiting[digest].remove(path)
+            del self._waiting[digest][path]
             if not self._waiting[digest]:
                 del self._waiting[digest]
 
     def lacking(self) -> list[Content]:
         """Return the contents that some file still waits for."""
-        return [Content(digest, self._wanted[paths[0]].size) for digest, paths in self._waiting.items()]
+        return [
+            Content(digest, self._wanted[next(iter(paths))].size) for digest, paths in self._waiting.items()
+        ]
 
     def new_files(self) -> Iterator[tuple[bytes, Entry, Stat]]:
         """Yield the files that were staged since the last call: path, what it is, stat."""

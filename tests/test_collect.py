@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from p2psync.undo import contents, past, restore, undo
 from tests.support import (
     Quiet,
     Tree,
+    digest,
     do_not_wait_for_disk,
     make_tree,
     new_replica,
@@ -285,6 +288,95 @@ def test_a_text_that_all_others_are_past_is_not_kept(tmp_path: Path) -> None:
     size = (here / ".p2psync" / "bases").stat().st_size
     assert collect_at(here, NOTHING_STAYS)
     assert (here / ".p2psync" / "bases").stat().st_size == size
+
+
+def texts(root: Path) -> dict[bytes, bytes | None]:
+    """Return the kept texts by their digests."""
+    with opened(root) as replica:
+        return {text.digest: replica.contents.text(text.digest) for text in replica.manifest.all_kept()}
+
+
+def space_of_bases(root: Path) -> int:
+    return (root / ".p2psync" / "bases").stat().st_blocks * 512
+
+
+def long_text(number: int) -> bytes:
+    """A text of 40 kB that compresses to a half."""
+    return random.Random(number).randbytes(20_000).hex().encode()
+
+
+def test_of_each_text_the_present_one_and_eight_before_it_are_kept_as_bases(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"f": long_text(0), b"other": BASE})
+    for number in range(1, 20):
+        put(here, "f", long_text(number))
+        sync(here, there)
+    before = space_of_bases(there)
+    collect_at(there, NOTHING_STAYS)
+    kept = [long_text(number) for number in range(11, 20)]
+    assert texts(there) == {digest(text): text for text in (BASE, *kept)}
+    assert space_of_bases(there) <= before * 0.6
+
+
+def test_a_replica_that_is_some_versions_behind_gets_a_merge_after_that(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"f": BASE})
+    behind = new_replica(tmp_path / "behind")
+    sync(there, behind)
+    for number in range(7):
+        edit(here, b"1" + b"x" * number, b"1" + b"x" * (number + 1))
+        sync(here, there)
+    lose_bases(behind)
+    collect_at(there, NOTHING_STAYS)
+    edit(behind, b"8", b"eight")
+    result = sync(there, behind)
+    assert [str(conflict.resolution) for conflict in result.conflicts] == ["merged"]
+
+
+def test_the_base_of_a_conflict_that_is_open_stays(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"f": BASE})
+    edit(here, b"5", b"here")
+    edit(there, b"5", b"there")
+    assert len(sync(here, there).conflicts) == 1
+    for number in range(12):
+        put(here, "f", b"%d\n" % number)
+        sync(here, there)
+    collect_at(there, NOTHING_STAYS)
+    assert digest(BASE) in texts(there)
+
+
+def test_what_is_left_of_a_block_is_kept_elsewhere_and_its_space_is_free(
+    tmp_path: Path, clock: Clock
+) -> None:
+    here, there = pair(tmp_path, {b"%d" % number: long_text(number) for number in range(12)})
+    for number in range(11):
+        (here / str(number)).unlink()
+    sync(here, there)
+    clock.pass_days(31)
+    make_run(there, here, "x")
+    make_run(there, here, "x")
+    before = space_of_bases(there)
+    collect_at(there)
+    assert texts(there) == {digest(long_text(11)): long_text(11)}
+    assert space_of_bases(there) <= before / 3
+
+
+def test_what_cannot_be_kept_elsewhere_stays_where_it_is(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"gone": BASE * 2, b"stays": BASE})
+    (here / "gone").unlink()
+    sync(here, there)
+    clock.pass_days(31)
+    make_run(there, here, "x")
+    make_run(there, here, "x")
+
+    def no_room(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with opened(there) as replica, monkeypatch.context() as patch:
+        patch.setattr(os, "write", no_room)
+        replica.collect(Limits())
+    (there / "stays").unlink()
+    assert texts(there) == {digest(BASE): BASE}
 
 
 # -- tombstones

@@ -368,6 +368,18 @@ def test_a_text_that_was_edited_since_is_not_held_any_more(root: Path, connect: 
 
 
 @here_and_in_a_fork
+@pytest.mark.parametrize("edited", ["a", "b"])
+def test_a_text_that_was_edited_in_one_file_is_had_from_another(
+    root: Path, connect: Connect, edited: str
+) -> None:
+    make_tree(root, {b"a": b"text\n", b"b": b"text\n"})
+    with connect(root) as replica:
+        replica.scan(keep=True)
+        make_tree(root, {edited.encode(): b"edit\n"})
+        assert replica.texts([digest(b"text\n")]) == [b"text\n"]
+
+
+@here_and_in_a_fork
 def test_a_text_is_kept_when_the_file_has_become_another(root: Path, connect: Connect) -> None:
     with connect(root) as replica:
         replica.scan(keep=True)

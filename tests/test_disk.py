@@ -56,6 +56,21 @@ def test_a_span_is_copied_wherever_it_lies(
     assert copied(tmp_path / "source", tmp_path / "target", *parts, before=b"x" * before) == wanted
 
 
+def test_a_file_system_that_copies_nothing_and_does_not_say_so_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, counts = os.copy_file_range, iter((1000, 0))
+
+    def copy(source: int, target: int, count: int, start: int, at: int) -> int:
+        some = next(counts)
+        return real(source, target, some, start, at) if some else 0
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    data = os.urandom(1 << 20)
+    (tmp_path / "source").write_bytes(data)
+    assert copied(tmp_path / "source", tmp_path / "target", (1, (1 << 20) - 1)) == data[1:]
+
+
 def test_another_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cannot_copy_ranges(errno.EIO, monkeypatch)
     (tmp_path / "source").write_bytes(b"data")

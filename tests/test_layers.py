@@ -28,7 +28,7 @@ MAY_USE = {  # besides the core, which all may use
     "__main__": "cli",
     "errors": "",
     "disk": "",
-    "bases": "",
+    "bases": "disk",
     "workers": "",
     "look": "disk workers",
     "scan": "disk look",

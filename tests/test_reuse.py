@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -302,6 +303,24 @@ def test_a_path_that_is_too_long_for_a_socket_is_not_used(
         used.append(path == f"{folder}/p2psync")
     assert used == sorted(used, reverse=True)
     assert set(used) == {True, False}
+
+
+@pytest.mark.parametrize("of", ["", ".conf", ".lock"], ids=["anything", "configuration", "lock"])
+def test_where_no_file_can_be_made_ssh_does_without(
+    far: Far, sshd: Sshd, runtime: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    real = os.open
+
+    def no_room(path: str, flags: int, *more: int, **options: int) -> int:
+        if str(path).startswith(str(runtime)) and of in str(path) and flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return real(path, flags, *more, **options)
+
+    peer = Peer("there", "", ssh_command=sshd.configured(), remote_command=sshd.remote_command)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_room)
+        connect_ssh(Address(bytes(far.there), sshd.host), peer, create=False).close()
+    assert sockets(runtime) == []
 
 
 # -- what goes wrong is told in its turn
