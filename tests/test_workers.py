@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import sys
 import time
 from collections.abc import Callable
 from itertools import chain
@@ -113,6 +115,39 @@ def test_nobody_stays_behind_when_the_work_is_given_up(tmp_path: Path) -> None:
     _, status = os.waitpid(int(pids.read_text()), 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert os.listdir("/dev/fd") == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends with its job")
+def test_it_ends_with_the_process_that_is_killed_in_the_middle_of_a_job(tmp_path: Path) -> None:
+    alive, inherited = os.pipe()
+    pid = os.fork()
+    if not pid:
+        mine, make_other = both_at_work(tmp_path)
+        list(share(MANY, _Stuck(mine), lambda: _Stuck(make_other())))
+        os._exit(1)
+    os.close(inherited)
+    try:
+        wait_for(tmp_path / "here")
+        wait_for(tmp_path / "there")
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert select.select([alive], [], [], PATIENCE_SECONDS)[0], "the other process goes on"
+    finally:
+        os.close(alive)
+
+
+class _Stuck:
+    """Does its job, and is not done before the test is."""
+
+    def __init__(self, worker: Noting) -> None:
+        self._worker = worker
+
+    def do(self, first: int, end: int) -> object:
+        self._worker.do(first, end)
+        return select.select([], [], [], 2 * PATIENCE_SECONDS)
+
+    def finish(self) -> object:
+        return None
 
 
 def _note_pid(file: Path) -> None:
