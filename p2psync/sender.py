@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from p2psync.contents import Contents
 from p2psync.core.chunking import MOST_BASES, WORTH_BYTES, Chunks, Index, parts, sampled, unit_of
 from p2psync.core.model import Digest
 from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, Content, Like, More, Piece, Source, Want
+from p2psync.disk import stat_of
 from p2psync.manifest import Manifest
 
 
@@ -35,7 +37,7 @@ class Sender:
     def _whole(self, digests: Sequence[Digest], remember: bool) -> Iterator[Piece]:
         holders = self._manifest.holders(digests)
         for digest in digests:
-            with self._contents.opened(digest, holders.get(digest, [])) as fd:
+            with self._opened(digest, holders.get(digest, [])) as fd:
                 size = os.fstat(fd).st_size if fd is not None else 0
                 cutter = Cutter(unit_of(size)) if remember and size >= WORTH_BYTES else None
                 for piece in _pieces(digest, fd):
@@ -45,6 +47,24 @@ class Sender:
                 if cutter:
                     collections.deque(cutter.end(), maxlen=0)
                     self._remember(digest, unit_of(size), cutter)
+
+    @contextlib.contextmanager
+    def _opened(self, digest: Digest, holders: Iterable[bytes]) -> Iterator[int | None]:
+        """Open contents that are to be sent.
+
+        What is large and was written to since it was scanned would be sent for nothing, at every sync.
+        """
+        for path in holders:
+            with self._contents.opened(digest, [path]) as fd:
+                if fd is not None and not self._is_edited(path, fd):
+                    yield fd
+                    return
+        yield None
+
+    def _is_edited(self, path: bytes, fd: int) -> bool:
+        found = stat_of(os.fstat(fd))
+        row = self._manifest.row(path) if found.size > PIECE_BYTES else None
+        return row is not None and row.stat is not None and row.stat[:2] != found[:2]
 
     def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
         """Return what contents may be made of; see `Replica.alike`."""
@@ -75,15 +95,19 @@ class Sender:
 
     def _parts(self, want: Want) -> Iterator[Piece]:
         digest, unit = want.content.digest, unit_of(want.content.size)
-        with self._contents.opened(digest) as fd:
+        with self._opened(digest, self._manifest.holders([digest]).get(digest, [])) as fd:
             if fd is None:
                 yield Piece(digest, b"", More.GONE)
                 return
             known = [self._chunks(source, unit) for source in want.sources]
             cutter = Cutter(unit)
             try:
+                before = _written(fd)
                 for part in parts(cut_file(fd, cutter), Index(known), PIECE_BYTES):
                     yield Piece(digest, part.data, More.MORE, part.source, part.offset, part.size)
+                    if _written(fd) != before:
+                        yield Piece(digest, b"", More.GONE)
+                        return
             except OSError:  # cannot be read: the path that wants it becomes a problem
                 yield Piece(digest, b"", More.GONE)
                 return
@@ -114,16 +138,25 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _pieces(digest: Digest, fd: int | None) -> Iterator[Piece]:
-    """Yield the contents of an open file."""
+    """Yield the contents of an open file; no more of it once it is written to."""
     if fd is None:
         yield Piece(digest, b"", More.GONE)
         return
     try:
-        left = os.fstat(fd).st_size
+        left, before = os.fstat(fd).st_size, _written(fd)
         while left > PIECE_BYTES:
             data = os.read(fd, PIECE_BYTES)
             yield Piece(digest, data, More.MORE)
-            left = left - len(data) if data else 0
+            if not data or _written(fd) != before:
+                yield Piece(digest, b"", More.GONE)
+                return
+            left -= len(data)
         yield Piece(digest, os.read(fd, left), More.LAST)
     except OSError:  # cannot be read: the path that wants it becomes a problem
         yield Piece(digest, b"", More.GONE)
+
+
+def _written(fd: int) -> tuple[int, int]:
+    """Return what changes when a file is written to."""
+    st = os.fstat(fd)
+    return st.st_size, st.st_mtime_ns

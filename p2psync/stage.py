@@ -256,10 +256,10 @@ class Stage:
                 parent, name = split(path)
                 if parent != folder:
                     folder = None
-                    there, here, folder = source.directory(parent), self._root.directory(parent), parent
+                    there, here, folder = _reached(source, parent), self._root.directory(parent), parent
                 taken.append(self._copy(self._wanted[path], name, there, here, keep))
-            except OSError as error:
-                taken.append(error.errno)
+            except OSError as error:  # of a disk that fails the other side will tell, if it is that one's
+                taken.append(None if error.errno == errno.EIO else error.errno)
         return taken
 
     def _copy(
@@ -452,6 +452,14 @@ class Stage:
 def _by_path(path: bytes) -> bytes:
     """Return what a file is called that was put by, since nobody wants what was to be at this path."""
     return xxh3_128_digest(path).hex().encode() + _BY_PATH
+
+
+def _reached(root: Root, folder: bytes) -> int:
+    """Return the descriptor of a folder; -1: there is no way to it, and none to what is in it."""
+    try:
+        return root.directory(folder)
+    except OSError:
+        return -1
 
 
 def _create(name: bytes, directory: int, mode: int = 0o600) -> int:

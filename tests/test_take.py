@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2psync import disk
+from p2psync.apply import _NOT_STAGED
 from p2psync.core.model import Entry, Transition
 from p2psync.core.replica import Content, Taken
 from p2psync.disk import WriteBehind
@@ -136,6 +137,26 @@ def test_what_cannot_be_had_comes_the_other_way(tmp_path: Path, replica: LocalRe
         b"d/f": b"1",
         b"d/g": b"2",
     }
+
+
+@pytest.mark.parametrize("trouble", ["file gone", "folder is a file", "disk fails"])
+def test_what_is_wrong_there_is_not_told_as_if_it_were_here(
+    tmp_path: Path, replica: LocalReplica, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    make_tree(tmp_path / "other", {b"d": b"1"} if trouble == "folder is a file" else {b"d/f": b"1"})
+    if trouble == "file gone":
+        (tmp_path / "other/d/f").unlink()
+    replica.prepare([Transition(path, None, entry) for path, entry in files({b"d/f": b"1"}).items()])
+    with monkeypatch.context() as patch:
+        if trouble == "disk fails":
+            patch.setattr(os, "read", _fails)
+        assert [len(taken.lacking) for taken in replica.take()] == [0, 1]
+    [problem] = [problem for applied in replica.apply() for problem in applied.problems]
+    assert (problem.path, problem.why) == (b"d/f", _NOT_STAGED)
+
+
+def _fails(fd: int, size: int) -> bytes:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_without_a_neighbour_all_is_lacking(tmp_path: Path, replica: LocalReplica) -> None:
