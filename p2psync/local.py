@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import socket
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2psync import history
-from p2psync.apply import Applier, vouched
+from p2psync.apply import Applier
 from p2psync.bases import Bases
 from p2psync.chunks import ChunkLists
 from p2psync.collect import Collector
@@ -30,7 +29,6 @@ from p2psync.core.model import (
     Kind,
     Problem,
     Record,
-    Row,
     Transition,
     action_of,
     needs_content,
@@ -67,6 +65,7 @@ from p2psync.disk import (
     rename_new,
 )
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
+from p2psync.foreseen import Foreseen
 from p2psync.held import Held
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord
@@ -213,18 +212,13 @@ class LocalReplica:
         self._any_rules = True
         self._transitions: Sequence[Transition] = ()
         self._moves: dict[bytes, bytes] = {}
-        self._new_folders: set[bytes] = set()
-        """Those that the transitions make: with them comes what is in them."""
-        self._foreseen: dict[bytes, Row] = {}
-        """Rows that are written, but not committed: their files are staged."""
+        self._foreseen = Foreseen(self._manifest)
         self._scanned: dict[bytes, Entry] = {}
         """What the last scan found changed, until it is asked for once, or something else has changed it."""
         self._before_scan = 0
         """The sequence number of the newest change before that."""
         self._scan_seq = 0
         """The sequence number of the newest of that."""
-        self._seq = 0
-        """Under which sequence number they are; 0: there are none."""
         self._path = root
         self._cleans = cleans
         self._watcher = watcher
@@ -438,7 +432,7 @@ class LocalReplica:
         tight, waiting = self._weigh(coming)
         self._manifest.roll_back()
         self._transitions = transitions
-        self._new_folders, self._foreseen, self._seq = _new_folders(transitions), {}, 0
+        self._foreseen = Foreseen(self._manifest, transitions)
         with _staging():
             wanted = self._stage.expect(coming, tight, waiting)
             if not self.newest():  # nothing is known here, so nothing is held
@@ -518,7 +512,7 @@ class LocalReplica:
         with _staging():
             if self.neighbour is not None:
                 for taken in take(self._stage, self._bases, self._sidecar, self.neighbour):
-                    self._foresee()
+                    self._foreseen.write(self._stage.new_files(), self._bases)
                     yield taken
             for start in range(0, len(lacking := self._stage.lacking()), BATCH):
                 yield Taken(0, 0, lacking[start : start + BATCH])
@@ -544,22 +538,6 @@ class LocalReplica:
         """Take in contents, verified; see `Replica.stage`."""
         with _staging():
             self._stage.receive(batches, self._bases.add, self._held.span)
-
-    def _foresee(self) -> None:
-        """Write the rows of files that will arrive with a new folder, as soon as they are staged.
-
-        In a transaction that ends with `apply`: what does not arrive as foreseen is corrected there (I5).
-        """
-        now_ns = time.time_ns()
-        arriving = (new for new in self._stage.new_files() if split(new[0])[0] in self._new_folders)
-        while batch := list(itertools.islice(arriving, BATCH)):
-            if not self._seq:
-                self._manifest.begin()
-                self._seq = self._manifest.next_seq()
-            records = [Record(path, vouched(entry, stat, now_ns)) for path, entry, stat in batch]
-            self._manifest.record_under(self._seq, records)
-            self._manifest.keep(self._bases.written())
-            self._foreseen.update((path, row) for path, row, _ in records)
 
     def keep(self, digest: Digest, text: bytes) -> None:
         """Keep the base of a conflict; see `Home.keep`."""
@@ -587,7 +565,7 @@ class LocalReplica:
                 self._bases.add(digest, text)
         self._stage.finish_directories()
         wait_for_disk = begin_sync(self._root.fd)
-        self._foresee()
+        self._foreseen.write(self._stage.new_files(), self._bases)
         wait_for_disk()
         records: list[Record] = []
         problems: list[Problem] = []
@@ -595,7 +573,9 @@ class LocalReplica:
         touched: set[bytes] = set()
         done = told = 0
         moved = set(self._moves.values())
-        applier = Applier(self._root, self._stage, self._history, self._rows, self._foreseen, self._moves)
+        applier = Applier(
+            self._root, self._stage, self._history, self._foreseen.known, self._foreseen.rows, self._moves
+        )
         for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
@@ -603,15 +583,15 @@ class LocalReplica:
             else:
                 done += 1
                 touched.add(split(outcome.path)[0])
-                if self._foreseen.pop(outcome.path, None) != outcome.row:
+                if not self._foreseen.has_arrived(outcome):
                     records.append(outcome)
             if done - told + len(problems) >= BATCH:
                 yield Applied(done - told, problems)
                 told, problems = done, []
         wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
-        with self._manifest.transaction(begun=bool(self._seq)):
-            seq = self._record(records)
+        with self._manifest.transaction(begun=self._foreseen.has_begun):
+            seq = self._foreseen.correct(records)
             settled = _settled(transitions, failed)
             if settled or done > len(records) or any(map(_shows, records)):
                 size = sum(_displaced(record) for record in records if record.path not in moved)
@@ -625,21 +605,6 @@ class LocalReplica:
             self._run = 0
             self._stage.clear()
         yield Applied(done - told, problems)
-
-    def _rows(self, paths: Sequence[bytes]) -> list[Row | None]:
-        """Return the rows of paths as they are without what is only foreseen."""
-        rows = self._manifest.rows_at([path for path in paths if path not in self._foreseen])
-        return [None if path in self._foreseen else next(rows) for path in paths]
-
-    def _record(self, records: Sequence[Record]) -> int:
-        """Write the rows of what was done otherwise than foreseen; return the sequence number of all."""
-        seq, self._seq = self._seq, 0
-        if not seq:
-            return self._manifest.record(records)
-        self._manifest.forget(self._foreseen)
-        self._foreseen = {}
-        self._manifest.record_under(seq, records)
-        return seq
 
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
         """Keep texts that both sides turned out to have: no transfer has passed them by."""
@@ -756,10 +721,6 @@ _ANEW = (
     "had lost its manifest, or that was damaged; it has been made anew: what is the same as on a peer is"
     " taken for the same, what differs is kept beside it, nothing is taken for deleted"
 )
-
-
-def _new_folders(transitions: Iterable[Transition]) -> set[bytes]:
-    return {step.path for step in transitions if step.expected is None and step.wanted.kind is Kind.DIRECTORY}
 
 
 def _of_unknown_past(record: Record) -> Record:

@@ -52,14 +52,14 @@ CANARIES = (
     _canary(
         "skip fsync",
         "p2psync/local.py",
-        "        self._foresee()\n        wait_for_disk()\n",
-        "        self._foresee()\n",
+        "        self._foreseen.write(self._stage.new_files(), self._bases)\n        wait_for_disk()\n",
+        "        self._foreseen.write(self._stage.new_files(), self._bases)\n",
         "tests/test_durable.py",
     ),
     _canary(
         "rename before hash check",
         "p2psync/stage.py",
-        "len(data) != self._wanted[paths[0]].size or xxh3_128_digest(data) != digest",
+        "len(data) != self._wanted[next(iter(paths))].size or xxh3_128_digest(data) != digest",
         "len(data) != self._wanted[paths[0]].size",
         "tests/test_stage.py",
         "tests/test_apply.py",

@@ -66,8 +66,9 @@ MAY_USE = {  # besides the core, which all may use
     "past": "columns database",
     "manifest": "columns database errors past",
     "watcher": "scan",
-    "local": "apply bases chunks collect config contents disk errors held history manifest past root scan"
-    " sender stage take watcher",
+    "foreseen": "apply bases manifest",
+    "local": "apply bases chunks collect config contents disk errors foreseen held history manifest past root"
+    " scan sender stage take watcher",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",
