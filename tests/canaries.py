@@ -60,7 +60,7 @@ CANARIES = (
         "rename before hash check",
         "p2psync/stage.py",
         "len(data) != self._wanted[next(iter(paths))].size or xxh3_128_digest(data) != digest",
-        "len(data) != self._wanted[paths[0]].size",
+        "len(data) != self._wanted[next(iter(paths))].size",
         "tests/test_stage.py",
         "tests/test_apply.py",
     ),
