@@ -52,9 +52,11 @@ BATCH = 5000
 
 MANY_LEFT = 20_000
 """Paths left for another time that are remembered by name."""
+LARGE_AT_ONCE = 500
+"""Large contents of which it is asked at once what they are like: of each some parts are read."""
 LARGE_BATCH = 16
 LARGE_BATCH_BYTES = 1 << 30
-"""Large contents at once, but for a single one: of each of them both sides know all chunks."""
+"""Large contents that have bases at once, but for a single one: of each both sides know all chunks."""
 
 _T = TypeVar("_T")
 
@@ -373,16 +375,18 @@ class Session:
         sizes = {content.digest: content for content in missing if content.digest in bases}
         if not sizes:
             return missing
-        for batch in _large_batches(sizes.values()):
-            likes = [Like(content, bases[content.digest]) for content in batch]
+        contents = list(sizes.values())
+        for some in _batches(contents, LARGE_AT_ONCE):
+            likes = [Like(content, bases[content.digest]) for content in some]
             asks = [
                 Ask(content, likely or known, known)
                 for (content, likely), known in zip(likes, other.replica.alike(likes), strict=True)
             ]
-            found = zip(batch, side.replica.sources(asks), strict=True)
-            wants = [Want(content, sources) for content, sources in found if sources]
-            if wants:
-                side.replica.stage(self._watched(other.replica.differences(wants), side))
+            for batch in _large_batches(asks):
+                found = zip(batch, side.replica.sources(batch), strict=True)
+                wants = [Want(ask.content, sources) for ask, sources in found if sources]
+                if wants:
+                    side.replica.stage(self._watched(other.replica.differences(wants), side))
         return list(self._take(side))
 
     def _take(self, side: Side) -> Iterator[Content]:
@@ -498,15 +502,20 @@ def _batches(items: Sequence[_T], size: int = BATCH) -> Iterator[Sequence[_T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _large_batches(contents: Iterable[Content]) -> Iterator[list[Content]]:
-    batch: list[Content] = []
-    size = 0
-    for content in contents:
-        if batch and (len(batch) == LARGE_BATCH or size + content.size > LARGE_BATCH_BYTES):
+def _large_batches(asks: Sequence[Ask]) -> Iterator[list[Ask]]:
+    """Split questions: of contents that have bases, few are asked about at once."""
+    batch = [ask for ask in asks if not ask.bases]
+    if batch:
+        yield batch
+    batch, size = [], 0
+    for ask in asks:
+        if not ask.bases:
+            continue
+        if batch and (len(batch) == LARGE_BATCH or size + ask.content.size > LARGE_BATCH_BYTES):
             yield batch
             batch, size = [], 0
-        batch.append(content)
-        size += content.size
+        batch.append(ask)
+        size += ask.content.size
     if batch:
         yield batch
 

@@ -429,14 +429,21 @@ def test_lists_that_are_too_long_to_be_told_are_done_without(
     assert synced(*pair).transferred == len(INSERTED)
 
 
-@pytest.mark.parametrize(("most", "asked"), [(16, 1), (3, 2)])
-def test_large_contents_are_asked_about_some_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, asked: int
+@pytest.mark.parametrize(
+    ("edited", "most", "asked"), [(True, 17, 2), (True, 3, 6), (False, 3, 1)], ids=["16", "bytes", "new"]
+)
+def test_large_contents_are_asked_about_some_at_once_and_all_that_have_no_bases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: bool, most: int, asked: int
 ) -> None:
     here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
-    for number in range(4):
+    for number in range(17):
         (here / f"file-{number}").write_bytes(noise(1 << 18, number))
-    monkeypatch.setattr(sync, "LARGE_BATCH_BYTES", most << 18)
+    if edited:
+        synced(here, there)
+        for number in range(17):
+            with (here / f"file-{number}").open("ab") as file:
+                file.write(b"more")
+    monkeypatch.setattr(sync, "LARGE_BATCH_BYTES", (most << 18) + 1000)
     count = 0
     real = LocalReplica.sources
 
