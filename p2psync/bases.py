@@ -28,6 +28,8 @@ BLOCK = 512 * 1024
 """Bytes of text compressed together: larger blocks compress little better, and cost more to read one of."""
 LEVEL = 1
 """The fastest: bases are written for every text and read for few."""
+_PAGE = 4096
+"""What file systems free at least: many blocks are smaller, and only as neighbours can they be freed."""
 
 
 class Bases:
@@ -99,10 +101,20 @@ class Bases:
             os.fsync(self._fd)
         return moved
 
-    def free(self, blocks: Iterable[tuple[int, int]]) -> None:
-        """Give the space of blocks, told by offset and length, back to the disk, where that can be done."""
-        for offset, length in blocks:
-            free_range(self._fd, offset, length)
+    def free_all_but(self, blocks: Iterable[tuple[int, int]]) -> None:
+        """Give the space between blocks back to the disk, where that can be done.
+
+        Also what blocks had that were never told of: a run has died.
+
+        Args:
+            blocks: offset and length of each, in the order of the file.
+        """
+        end = 0
+        for offset, length in chain(blocks, ((os.fstat(self._fd).st_size, 0),)):
+            first, last = -(-end // _PAGE) * _PAGE, offset // _PAGE * _PAGE
+            if first < last:
+                free_range(self._fd, first, last - first)
+            end = max(end, offset + length)
 
     def lost(self, extents: Iterable[Extent]) -> Iterator[Extent]:
         """Yield those of `extents`, which are in the order of the file, that cannot be read any more."""

@@ -75,8 +75,8 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.past.set_collected(int(now))
-            free = self._forget_texts()
-        self._bases.free(free)
+            self._forget_texts()
+        self._bases.free_all_but(self._manifest.text_blocks())
         forgotten = self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
         if forgotten:
             with self._manifest.transaction():
@@ -84,14 +84,11 @@ class Collector:
         self._remove(gone)
         return gone
 
-    def _forget_texts(self) -> list[tuple[int, int]]:
-        """Forget texts that nobody needs; return the blocks that are free once that is committed."""
-        scattered, free = self._manifest.forget_texts(BLOCK // 4)
+    def _forget_texts(self) -> None:
+        """Forget texts that nobody needs, and keep those elsewhere of whose blocks little is left."""
+        scattered = self._manifest.forget_texts(BLOCK // 4)
         moved = self._bases.move(scattered)
-        self._manifest.keep(moved.values())
-        stay = {(text.offset, text.length) for text in scattered if text.digest not in moved}
-        self._manifest.keep(text for text in scattered if text.digest not in moved)
-        return [block for block in free if block not in stay]
+        self._manifest.keep(moved.get(text.digest, text) for text in scattered)
 
     def _remove(self, gone: Iterable[Kept]) -> None:
         """Remove what runs put away; what cannot be removed must not keep the rest from it."""

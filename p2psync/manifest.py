@@ -609,7 +609,7 @@ class Manifest:
             ((blob(digest), *place) for digest, *place in extents),
         )
 
-    def forget_texts(self, little: int) -> tuple[list[Extent], list[tuple[int, int]]]:
+    def forget_texts(self, little: int) -> list[Extent]:
         """Forget the texts that no merge may start from any more.
 
         Of each path the present one stays, those of `BASES` versions before it, and where a conflict is
@@ -619,20 +619,21 @@ class Manifest:
             little: a block that lost some, and of which less than so many bytes are left, is given up.
 
         Returns:
-            The texts that were in such blocks, to be kept elsewhere; and of all blocks of which nothing is
-            kept any more offset and length in bytes.
+            The texts that were in such blocks, to be kept elsewhere.
         """
-        before = self._blocks()
+        before = self.text_blocks()
         self._db.execute(f"DELETE FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})")
-        after = self._blocks()
+        after = self.text_blocks()
         given_up = {block for block, size in after.items() if size < min(little, before[block])}
         texts = [text for text in self.all_kept() if (text.offset, text.length) in given_up]
         self._db.executemany("DELETE FROM kept WHERE digest = ?", ((text.digest,) for text in texts))
-        return texts, sorted((before.keys() - after.keys()) | given_up)
+        return texts
 
-    def _blocks(self) -> dict[tuple[int, int], int]:
-        """Return how many bytes of text are kept in each block."""
-        found = self._db.execute("SELECT offset, length, sum(size) FROM kept GROUP BY offset, length")
+    def text_blocks(self) -> dict[tuple[int, int], int]:
+        """Return how many bytes of text are in each block, by offset and length, in the file's order."""
+        found = self._db.execute(
+            "SELECT offset, length, sum(size) FROM kept GROUP BY offset, length ORDER BY offset"
+        )
         return {(offset, length): size for offset, length, size in found}
 
     # -- large contents

@@ -75,6 +75,18 @@ def test_a_kept_text_that_was_damaged_is_none(tmp_path: Path, bases: Bases, dama
     assert bases.read(extent) is None
 
 
+def test_only_what_is_between_blocks_is_freed(bases: Bases, tmp_path: Path) -> None:
+    data = [os.urandom(20_000).hex().encode() for _ in range(7)]
+    extents = [keep(bases, text)[text] for text in data]
+    stay = [(text, extent) for text, extent in zip(data, extents, strict=True) if extent in extents[1::2]]
+    before = (tmp_path / "bases").stat().st_blocks
+    bases.free_all_but((extent.offset, extent.length) for _, extent in stay)
+    assert [bases.read(extent) for _, extent in stay] == [text for text, _ in stay]
+    assert (tmp_path / "bases").stat().st_blocks < before * 0.7
+    bases.free_all_but([])
+    assert (tmp_path / "bases").stat().st_blocks < before * 0.1
+
+
 def test_texts_kept_by_two_runs_do_not_overwrite_each_other(bases: Bases, sidecar: int) -> None:
     other = Bases(sidecar, lambda digests: set())
     mine, theirs = keep(bases, b"mine\n"), keep(other, b"theirs\n")

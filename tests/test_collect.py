@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from p2psync import history
+from p2psync.bases import Bases
 from p2psync.config import history_limits
 from p2psync.core.model import Kind, Prefer
 from p2psync.core.retention import DAY_SECONDS, Kept, Limits
@@ -315,6 +316,41 @@ def test_of_each_text_the_present_one_and_eight_before_it_are_kept_as_bases(tmp_
     kept = [long_text(number) for number in range(11, 20)]
     assert texts(there) == {digest(text): text for text in (BASE, *kept)}
     assert space_of_bases(there) <= before * 0.6
+
+
+def edit_often(here: Path, there: Path, times: int) -> None:
+    """Have `there` take in so many versions of a small text, each with a sync of its own."""
+    for number in range(times):
+        put(here, "f", long_text(number)[:3000])
+        sync(here, there)
+
+
+def test_texts_smaller_than_what_a_disk_frees_are_freed_with_their_neighbours(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {})
+    edit_often(here, there, 60)
+    before = space_of_bases(there)
+    collect_at(there, NOTHING_STAYS)
+    assert len(texts(there)) == 9
+    assert all(texts(there).values())
+    assert space_of_bases(there) <= before / 3
+
+
+def test_what_a_cleaning_that_was_killed_did_not_free_is_freed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {})
+    edit_often(here, there, 60)
+    before = space_of_bases(there)
+
+    def killed(self: Bases, blocks: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Bases, "free_all_but", killed)
+        collect_at(there, NOTHING_STAYS)
+    assert len(texts(there)) == 9
+    collect_at(there, NOTHING_STAYS)
+    assert space_of_bases(there) <= before / 3
 
 
 def test_a_replica_that_is_some_versions_behind_gets_a_merge_after_that(tmp_path: Path) -> None:
