@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 SCHEMA_VERSION = 2
 BASES = 8
-"""Earlier versions of a path that a merge may start from: for replicas that are this far behind."""
+"""Earlier versions of a path that a merge may start from, whoever has them; and see `Manifest.bases`."""
 REMEMBERED = 100
 """Earlier versions remembered of each path."""
 
@@ -76,12 +76,14 @@ _SAMPLE = "CREATE TABLE sample (hash BLOB, digest BLOB, PRIMARY KEY (hash, diges
 _UPGRADES = {1: _SAMPLE}
 """What brings a manifest of an older format to the next one."""
 
+_IS_COMMON = "EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
+"""Was a remembered version the present one when the replica was last in step with some other?"""
 _NEEDED_TEXTS = f"""
 SELECT digest FROM entry WHERE kind = 1
 UNION ALL SELECT digest FROM remembered WHERE kind = 1 AND path IN (SELECT path FROM conflict)
 UNION ALL SELECT digest FROM (
-    SELECT digest, kind, row_number() OVER (PARTITION BY path ORDER BY seq DESC) AS place FROM remembered)
-    WHERE kind = 1 AND place <= {BASES}"""
+    SELECT *, row_number() OVER (PARTITION BY path ORDER BY seq DESC) AS place FROM remembered)
+    WHERE kind = 1 AND (place <= {BASES} OR {_IS_COMMON})"""
 
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
@@ -444,7 +446,8 @@ class Manifest:
         )
         self._db.executemany(
             "DELETE FROM remembered WHERE path = ? AND seq <="
-            " (SELECT seq FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+            " (SELECT seq FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)"
+            f" AND NOT {_IS_COMMON}",
             ((path, path, REMEMBERED) for path, row, _ in superseded if row.entry.revision > REMEMBERED),
         )
         self._db.executemany(
@@ -464,11 +467,16 @@ class Manifest:
         )
 
     def bases(self, path: bytes) -> list[Entry]:
-        """Return the earlier versions of a path that a merge may start from, the latest last."""
+        """Return the earlier versions of a path that a merge may start from, the latest last.
+
+        The latest `BASES`, and those that some other replica had when it was last in step with this one.
+        """
         found = self._db.execute(
-            f"SELECT {ENTRY} FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT ?", (path, BASES)
+            f"SELECT {ENTRY} FROM (SELECT *, row_number() OVER (ORDER BY seq DESC) AS place FROM remembered"
+            f" WHERE path = ?) WHERE place <= {BASES} OR {_IS_COMMON} ORDER BY seq",
+            (path,),
         )
-        return [self._entry(columns) for columns in found][::-1]
+        return [self._entry(columns) for columns in found]
 
     def _columns(self, record: Record, seq: int) -> tuple[object, ...]:
         directory, name = split(record.path)
@@ -612,7 +620,7 @@ class Manifest:
     def forget_texts(self, little: int) -> list[Extent]:
         """Forget the texts that no merge may start from any more.
 
-        Of each path the present one stays, those of `BASES` versions before it, and where a conflict is
+        Of each path the present one stays, those of the versions of `bases`, and where a conflict is
         remembered those of all versions.
 
         Args:

@@ -31,6 +31,7 @@ from tests.support import (
     make_tree,
     new_replica,
     opened,
+    scanned,
     snapshot,
     sync,
     sync_open,
@@ -365,6 +366,40 @@ def test_a_replica_that_is_some_versions_behind_gets_a_merge_after_that(tmp_path
     edit(behind, b"8", b"eight")
     result = sync(there, behind)
     assert [str(conflict.resolution) for conflict in result.conflicts] == ["merged"]
+
+
+def test_a_replica_that_is_weeks_behind_gets_a_merge_after_any_number_of_edits_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2psync.manifest.REMEMBERED", 20)
+    here, there = pair(tmp_path, {})
+    behind = new_replica(tmp_path / "behind", {b"f": BASE})
+    sync(there, behind)  # who takes it in keeps it as a base
+    sync(here, there)
+    for number in range(25):
+        edit(here, b"1" + b"x" * number, b"1" + b"x" * (number + 1))
+        sync(here, there)
+        edit(behind, b"9" + b"x" * number, b"9" + b"x" * (number + 1))
+        scanned(behind)
+    for root in (there, behind):
+        collect_at(root, NOTHING_STAYS)
+    assert len(texts(there)) <= 10
+    result = sync(there, behind)
+    assert [str(conflict.resolution) for conflict in result.conflicts] == ["merged"]
+    assert (there / "f").read_bytes() == BASE.replace(b"1", b"1" + b"x" * 25).replace(b"9", b"9" + b"x" * 25)
+
+
+def test_a_text_is_forgotten_when_the_last_replica_that_was_behind_has_caught_up(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {})
+    behind = new_replica(tmp_path / "behind", {b"f": BASE})
+    sync(there, behind)
+    sync(here, there)
+    edit_often(here, there, 12)
+    collect_at(there, NOTHING_STAYS)
+    assert digest(BASE) in texts(there)
+    sync(there, behind)
+    collect_at(there, NOTHING_STAYS)
+    assert digest(BASE) not in texts(there)
 
 
 def test_the_base_of_a_conflict_that_is_open_stays(tmp_path: Path) -> None:
