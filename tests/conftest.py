@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.sshd import Sshd, missing_programs, running_sshd
+
+
+@pytest.fixture(scope="session", autouse=True)
+def not_ignored() -> Iterator[None]:
+    """Control-C is what it is, also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
