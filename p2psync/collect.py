@@ -13,7 +13,7 @@ from p2psync.contents import Contents
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Kind
 from p2psync.core.paths import split
-from p2psync.core.retention import DAY_SECONDS, Kept, Limits, expired
+from p2psync.core.retention import DAY_SECONDS, Collected, Kept, Limits, expired
 from p2psync.disk import Root, exists
 from p2psync.history import History
 from p2psync.manifest import Manifest
@@ -48,8 +48,8 @@ class Collector:
         if too_much or time.time() - self._manifest.past.collected_at() > DAY_SECONDS:
             self.collect(limits)
 
-    def collect(self, limits: Limits, dry_run: bool = False) -> list[Kept]:
-        """Remove the history that `limits` do not allow; return what went.
+    def collect(self, limits: Limits, dry_run: bool = False) -> Collected:
+        """Remove the history that `limits` do not allow; return what went, or, of a dry run, would go.
 
         Texts that a merge may still start from are kept among the bases, all others are forgotten there.
 
@@ -62,7 +62,7 @@ class Collector:
         kept = [*(Kept(run.name, run.at, run.size) for run in runs), *self._contents.unrecorded()]
         gone = expired(kept, now, self._disk(), limits)
         if dry_run:
-            return gone
+            return Collected(gone, self._manifest.old_texts())
         names = {run.run for run in gone}
         for run in runs:
             if run.name in names:
@@ -75,20 +75,25 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.past.set_collected(int(now))
-            self._forget_texts()
+            texts = self._forget_texts()
         self._bases.free_all_but(self._manifest.text_blocks())
         forgotten = self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
         if forgotten:
             with self._manifest.transaction():
                 self._manifest.forget_samples(forgotten)
         self._remove(gone)
-        return gone
+        return Collected(gone, texts)
 
-    def _forget_texts(self) -> None:
-        """Forget texts that nobody needs, and keep those elsewhere of whose blocks little is left."""
-        scattered = self._manifest.forget_texts(BLOCK // 4)
+    def _forget_texts(self) -> int:
+        """Forget texts that nobody needs, and keep those elsewhere of whose blocks little is left.
+
+        Returns:
+            How many were forgotten.
+        """
+        forgotten, scattered = self._manifest.forget_texts(BLOCK // 4)
         moved = self._bases.move(scattered)
         self._manifest.keep(moved.get(text.digest, text) for text in scattered)
+        return forgotten
 
     def _remove(self, gone: Iterable[Kept]) -> None:
         """Remove what runs put away; what cannot be removed must not keep the rest from it."""

@@ -53,7 +53,7 @@ from p2psync.core.replica import (
     Taken,
     Want,
 )
-from p2psync.core.retention import Kept, Limits
+from p2psync.core.retention import Collected, Limits
 from p2psync.core.vector import MAX_AHEAD_SECONDS, NOTHING, ReplicaId, Stamp
 from p2psync.disk import (
     OPEN_DIRECTORY,
@@ -623,7 +623,7 @@ class LocalReplica:
 
     # -- what was
 
-    def collect(self, limits: Limits, dry_run: bool = False) -> list[Kept]:
+    def collect(self, limits: Limits, dry_run: bool = False) -> Collected:
         """Remove the history that `limits` do not allow; see `Collector.collect`."""
         try:
             return self._collector.collect(limits, dry_run)

@@ -617,7 +617,12 @@ class Manifest:
             ((blob(digest), *place) for digest, *place in extents),
         )
 
-    def forget_texts(self, little: int) -> list[Extent]:
+    def old_texts(self) -> int:
+        """Return how many texts `forget_texts` would forget."""
+        found = self._db.execute(f"SELECT count(*) FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})")
+        return int(found.fetchone()[0])
+
+    def forget_texts(self, little: int) -> tuple[int, list[Extent]]:
         """Forget the texts that no merge may start from any more.
 
         Of each path the present one stays, those of the versions of `bases`, and where a conflict is
@@ -627,15 +632,15 @@ class Manifest:
             little: a block that lost some, and of which less than so many bytes are left, is given up.
 
         Returns:
-            The texts that were in such blocks, to be kept elsewhere.
+            How many were forgotten, and the texts that were in such blocks, to be kept elsewhere.
         """
         before = self.text_blocks()
-        self._db.execute(f"DELETE FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})")
+        forgotten = self._db.execute(f"DELETE FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})").rowcount
         after = self.text_blocks()
         given_up = {block for block, size in after.items() if size < min(little, before[block])}
         texts = [text for text in self.all_kept() if (text.offset, text.length) in given_up]
         self._db.executemany("DELETE FROM kept WHERE digest = ?", ((text.digest,) for text in texts))
-        return texts
+        return forgotten, texts
 
     def text_blocks(self) -> dict[tuple[int, int], int]:
         """Return how many bytes of text are in each block, by offset and length, in the file's order."""

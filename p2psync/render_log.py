@@ -13,7 +13,7 @@ import click
 from p2psync.core.graph import Event, header, rows
 from p2psync.core.model import Action, Entry, Kind, Transition, action_of
 from p2psync.core.paths import printable, shown
-from p2psync.core.retention import Kept
+from p2psync.core.retention import Collected, Kept
 from p2psync.local import LocalReplica
 from p2psync.undo import NotFound, Outcome
 from p2psync.words import ACTION_WORDS, columns, complain, json_path, size_of
@@ -257,14 +257,20 @@ def written(to: str, entry: Entry, dry_run: bool, as_json: bool) -> str:
     return f"{'would write' if dry_run else 'wrote'} {printable(to)}\n"
 
 
-def collected(gone: Sequence[Kept], dry_run: bool) -> str:
+def collected(gone: Collected, dry_run: bool) -> str:
     """Return what a cleaning of the history came to."""
-    if not gone:
-        return "nothing to remove: no history is too old or too much"
-    lines = columns([(run.run, _short(_when(run.at)), size_of(run.size)) for run in gone], right=2)
+    runs, texts = gone
     would = "would be " if dry_run else ""
-    runs_gone = f"{len(gone)} {'run' if len(gone) == 1 else 'runs'}"
-    return f"{lines}the history of {runs_gone} {would}removed, {size_of(sum(run.size for run in gone))}"
+    told = []
+    if runs:
+        lines = columns([(run.run, _short(_when(run.at)), size_of(run.size)) for run in runs], right=2)
+        count = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
+        size = size_of(sum(run.size for run in runs))
+        told.append(f"{lines}the history of {count} {would}removed, {size}")
+    if texts:
+        count = f"{texts} {'text' if texts == 1 else 'texts'}"
+        told.append(f"{count} {would}forgotten, from which no merge starts any more")
+    return "\n".join(told) or "nothing to remove: no history is too old or too much"
 
 
 def _paths(count: int) -> str:

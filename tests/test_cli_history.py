@@ -373,6 +373,17 @@ def test_gc_removes_what_is_beyond_the_limits_and_says_what(tmp_path: Path, comm
     assert "no run" in command(here, "undo", first, code=3).err
 
 
+def test_gc_tells_of_the_texts_that_it_forgets(tmp_path: Path, command: Command) -> None:
+    here, there = synced(tmp_path)
+    for number in range(12):
+        write(here / "text", b"%d\n" % number)
+        command(here, "sync", there)
+    said = "%s forgotten, from which no merge starts any more"
+    assert command(there, "gc", "-n").out.splitlines()[-1] == said % "3 texts would be"
+    assert command(there, "gc").out.splitlines()[-1] == said % "3 texts"
+    assert command(there, "gc").out == "nothing to remove: no history is too old or too much\n"
+
+
 def test_gc_goes_by_the_configuration_unless_told_otherwise(tmp_path: Path, command: Command) -> None:
     here, _ = synced(tmp_path)
     command(here, "undo")

@@ -110,7 +110,7 @@ def shelves(root: Path) -> list[str]:
 
 def collect_at(root: Path, limits: Limits = Limits(), dry_run: bool = False) -> list[Kept]:  # noqa: B008
     with opened(root) as replica:
-        return replica.collect(limits, dry_run)
+        return replica.collect(limits, dry_run).runs
 
 
 def configure(root: Path, text: str) -> None:
@@ -313,7 +313,9 @@ def test_of_each_text_the_present_one_and_eight_before_it_are_kept_as_bases(tmp_
         put(here, "f", long_text(number))
         sync(here, there)
     before = space_of_bases(there)
-    collect_at(there, NOTHING_STAYS)
+    with opened(there) as replica:
+        told = [replica.collect(NOTHING_STAYS, dry_run).texts for dry_run in (True, False, False)]
+    assert told == [11, 11, 0]
     kept = [long_text(number) for number in range(11, 20)]
     assert texts(there) == {digest(text): text for text in (BASE, *kept)}
     assert space_of_bases(there) <= before * 0.6

@@ -26,6 +26,14 @@ class Kept(NamedTuple):
     """Bytes."""
 
 
+class Collected(NamedTuple):
+    """What a cleaning removed, or would remove."""
+
+    runs: list[Kept]
+    texts: int
+    """How many, from which no merge starts any more."""
+
+
 def expired(kept: Iterable[Kept], now: float, disk: int, limits: Limits) -> list[Kept]:
     """Return what is too old, and the oldest beyond what is too much.
 
