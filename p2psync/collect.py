@@ -77,7 +77,7 @@ class Collector:
             self._manifest.past.set_collected(int(now))
             texts = self._forget_texts()
         self._bases.free_all_but(self._manifest.text_blocks())
-        forgotten = self._lists.collect(lambda digest: bool(self._manifest.holders([digest])))
+        forgotten = self._lists.collect(lambda digest: any(self._manifest.holders(digest)))
         if forgotten:
             with self._manifest.transaction():
                 self._manifest.forget_samples(forgotten)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -34,7 +35,7 @@ class Contents:
         """Is what a version holds anywhere here, as far as names and sizes tell? `find` makes sure."""
         if entry.kind is not Kind.FILE or entry.size == 0 or self._manifest.extent(entry.digest):
             return entry.alive
-        if any(map(self.at, self._manifest.holders([entry.digest]).get(entry.digest, ()))):
+        if any(map(self.at, self._manifest.holders(entry.digest))):
             return True
         return any(lstat(name, shelf).st_size == entry.size for shelf, name in self._shelves(entry.digest))
 
@@ -108,15 +109,18 @@ class Contents:
         return digest if stat_of(st) == row.stat else None
 
     @contextlib.contextmanager
-    def opened(self, digest: Digest, holders: Iterable[bytes] | None = None) -> Iterator[int | None]:
+    def opened(
+        self, digest: Digest, holders: Iterable[bytes] | None = None, first: bytes | None = None
+    ) -> Iterator[int | None]:
         """Open a file of the tree that should have these contents, or None.
 
         Args:
             digest: of the contents.
             holders: the files to try; None: all that have them.
+            first: one of them, to be tried before the others are looked for.
         """
-        paths = self._manifest.holders([digest]).get(digest, []) if holders is None else holders
-        for path in paths:
+        others = self._manifest.holders(digest) if holders is None else holders
+        for path in chain(() if first is None else (first,), others):
             folder, name = split(path)
             try:
                 fd = open_file(name, self._root.directory(folder))
@@ -132,7 +136,7 @@ class Contents:
     @contextlib.contextmanager
     def _in_tree(self, digest: Digest) -> Iterator[int | None]:
         """Open a file of the tree that has these contents, or None."""
-        for path in self._manifest.holders([digest]).get(digest, []):
+        for path in self._manifest.holders(digest):
             with self.opened(digest, [path]) as fd:
                 if fd is not None and _is_all(fd, digest):
                     yield fd

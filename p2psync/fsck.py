@@ -408,7 +408,7 @@ class _Check:
         text = self._bases.read(extent) if extent else None
         if text is not None and self._stage.put(digest, text):
             yield "the bases"
-        for path in self._manifest.holders([digest]).get(digest, []):
+        for path in self._manifest.holders(digest):
             if path not in self._rotten:
                 with contents.opened(digest, [path]) as fd:
                     if fd is not None and self._stage.copy(digest, fd):

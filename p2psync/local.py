@@ -441,11 +441,11 @@ class LocalReplica:
             for start in range(0, len(wanted), BATCH):
                 batch = wanted[start : start + BATCH]
                 digests = [content.digest for content in batch]
-                holders, kept = self._manifest.holders(digests), self._manifest.kept(digests)
+                holder, kept = self._manifest.holder(digests), self._manifest.kept(digests)
                 missing += [
                     content
                     for content in batch
-                    if not self._stage_own(content, holders.get(content.digest), content.digest in kept)
+                    if not self._stage_own(content, holder.get(content.digest), content.digest in kept)
                 ]
             return missing
 
@@ -492,10 +492,10 @@ class LocalReplica:
             )
         return needed - sum(map(sizes.__getitem__, waiting)) > room, waiting
 
-    def _stage_own(self, content: Content, holders: list[bytes] | None, kept: bool) -> bool:
+    def _stage_own(self, content: Content, holder: bytes | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
-        if holders:
-            with self.contents.opened(content.digest, holders) as fd:
+        if holder is not None:
+            with self.contents.opened(content.digest, first=holder) as fd:
                 if fd is not None and self._stage.copy(content.digest, fd):
                     if content.size <= MAX_TEXT:
                         self._bases.add(content.digest, os.pread(fd, content.size, 0))

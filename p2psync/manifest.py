@@ -87,6 +87,8 @@ UNION ALL SELECT digest FROM (
 
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
+_FEW = 16
+"""Files with the same contents that are looked for at first."""
 
 
 class PeerRecord(NamedTuple):
@@ -406,18 +408,29 @@ class Manifest:
         )
         return (Change(join(columns[8], columns[9]), self._entry(columns)) for columns in found)
 
-    def holders(self, digests: Sequence[Digest]) -> dict[Digest, list[bytes]]:
-        """Return the paths of the files that have these contents."""
-        found: dict[Digest, list[bytes]] = {}
+    def holders(self, digest: Digest) -> Iterator[bytes]:
+        """Yield the paths of the files that have these contents: hardly ever are more than a few needed."""
+        for most, skipped in ((_FEW, 0), (-1, _FEW)):
+            rows = self._db.execute(
+                "SELECT path, name FROM entry JOIN directory ON directory.id = entry.directory"
+                " WHERE kind = 1 AND digest = ? LIMIT ? OFFSET ?",
+                (digest, most, skipped),
+            )
+            yield from [join(directory, name) for directory, name in rows]
+
+    def holder(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
+        """Return, for those of these contents that some file has, the path of one."""
+        found: dict[Digest, bytes] = {}
         for start in range(0, len(digests), _CHUNK):
             chunk = digests[start : start + _CHUNK]
             rows = self._db.execute(
-                "SELECT digest, path, name FROM entry JOIN directory ON directory.id = entry.directory"
-                f" WHERE kind = 1 AND digest IN ({','.join('?' * len(chunk))})",
+                "SELECT digest, path, name FROM directory JOIN ("
+                "SELECT digest, min(directory) AS folder, name FROM entry"  # the name is that of the least
+                f" WHERE kind = 1 AND digest IN ({','.join('?' * len(chunk))}) GROUP BY digest)"
+                " ON directory.id = folder",
                 chunk,
             )
-            for digest, directory, name in rows:
-                found.setdefault(digest, []).append(join(directory, name))
+            found.update((digest, join(directory, name)) for digest, directory, name in rows)
         return found
 
     def record(self, records: Sequence[Record]) -> int:

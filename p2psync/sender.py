@@ -7,6 +7,7 @@ import contextlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from p2psync.chunks import ChunkLists, Cutter, cut_file, hashes_of_some
 from p2psync.contents import Contents
@@ -35,9 +36,9 @@ class Sender:
         return _batches(self._whole(digests, remember))
 
     def _whole(self, digests: Sequence[Digest], remember: bool) -> Iterator[Piece]:
-        holders = self._manifest.holders(digests)
+        holder = self._manifest.holder(digests)
         for digest in digests:
-            with self._opened(digest, holders.get(digest, [])) as fd:
+            with self._opened(digest, holder.get(digest)) as fd:
                 size = os.fstat(fd).st_size if fd is not None else 0
                 cutter = Cutter(unit_of(size)) if remember and size >= WORTH_BYTES else None
                 for piece in _pieces(digest, fd):
@@ -49,12 +50,12 @@ class Sender:
                     self._remember(digest, unit_of(size), cutter)
 
     @contextlib.contextmanager
-    def _opened(self, digest: Digest, holders: Iterable[bytes]) -> Iterator[int | None]:
-        """Open contents that are to be sent.
+    def _opened(self, digest: Digest, first: bytes | None = None) -> Iterator[int | None]:
+        """Open contents that are to be sent, in the file `first` if possible; others are looked for then.
 
         What is large and was written to since it was scanned would be sent for nothing, at every sync.
         """
-        for path in holders:
+        for path in chain(() if first is None else (first,), self._manifest.holders(digest)):
             with self._contents.opened(digest, [path]) as fd:
                 if fd is not None and not self._is_edited(path, fd):
                     yield fd
@@ -95,7 +96,7 @@ class Sender:
 
     def _parts(self, want: Want) -> Iterator[Piece]:
         digest, unit = want.content.digest, unit_of(want.content.size)
-        with self._opened(digest, self._manifest.holders([digest]).get(digest, [])) as fd:
+        with self._opened(digest) as fd:
             if fd is None:
                 yield Piece(digest, b"", More.GONE)
                 return

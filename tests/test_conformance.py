@@ -380,6 +380,21 @@ def test_a_text_that_was_edited_in_one_file_is_had_from_another(
 
 
 @here_and_in_a_fork
+@pytest.mark.parametrize("gone", ["a", "b"])
+def test_contents_of_a_file_that_is_gone_are_read_from_another(
+    root: Path, connect: Connect, gone: str
+) -> None:
+    make_tree(root, {b"a": b"same\n", b"b": b"same\n"})
+    with connect(root) as replica:
+        replica.scan(keep=True)
+        (root / gone).unlink()
+        pieces = [piece for batch in replica.read([digest(b"same\n")]) for piece in batch]
+        assert [(piece.data, piece.more) for piece in pieces] == [(b"same\n", More.LAST)]
+        wanted = Transition(b"c", None, file(b"same\n", seen=version(1, 1)))
+        assert replica.prepare([wanted]) == []
+
+
+@here_and_in_a_fork
 def test_a_text_is_kept_when_the_file_has_become_another(root: Path, connect: Connect) -> None:
     with connect(root) as replica:
         replica.scan(keep=True)

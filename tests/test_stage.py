@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from p2psync.core.model import Entry, Kind, Transition
+from p2psync.core.model import Entry, Kind, Stat, Transition
 from p2psync.core.paths import split
 from p2psync.core.replica import Content, More, Piece
 from p2psync.disk import BLOCK, lstat, stat_of
@@ -264,6 +264,27 @@ def test_no_more_is_written_than_was_announced(
     assert written == [LARGE[:4], LARGE[4:8]]
     assert list(blocks) == []
     assert in_stage(tmp_path) == {}
+
+
+class Compared(bytes):
+    """A path that counts how often such paths are compared."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return super().__eq__(other)
+
+    __hash__ = bytes.__hash__
+
+
+def test_of_many_files_with_the_same_contents_each_is_taken_note_of_at_once(stage: Stage) -> None:
+    expect(stage, {Compared(b"%d" % number): file(WANTED) for number in range(300)})
+    Compared.times = 0
+    for path, _ in reversed(stage.waiting()):
+        stage.took(path, Stat(len(WANTED), 0, 0, 0))
+    assert stage.lacking() == []
+    assert Compared.times < 3 * 300
 
 
 # -- how contents arrive
