@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -164,6 +165,7 @@ class _Far:
 
         if self._watched is None or self._watcher:
             raise ProtocolError("what is served here cannot be watched, or is being watched already")
+        gc.enable()  # it runs for weeks
         self._watcher = Watcher(settle, poll, full_every)
         self._opener = self._watched(self._watcher)
         self._let_go()

@@ -6,6 +6,7 @@ Run as a program, this module is a far end with a `Fake` behind it: what ssh sta
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shlex
 import signal
@@ -39,6 +40,7 @@ from p2psync.calls import (
     Scan,
     Stage,
     Texts,
+    Watch,
 )
 from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh
@@ -74,7 +76,7 @@ from p2psync.errors import (
 )
 from p2psync.peer import Address, AddressError, parse_address
 from p2psync.remote import RemoteReplica
-from p2psync.serve import Opener, serve, serve_stdio
+from p2psync.serve import Opener, Watched, serve, serve_stdio
 from p2psync.wire import MAX_FRAME, PROTOCOL, Connection
 from tests.sshd import Sshd
 
@@ -550,14 +552,16 @@ def session(*calls: object) -> bytes:
         return file.read()
 
 
-def answers_to(data: bytes, replica: Fake | None = None) -> list[tuple[bytes, bytes]]:
+def answers_to(
+    data: bytes, replica: Fake | None = None, watched: Watched | None = None
+) -> list[tuple[bytes, bytes]]:
     """The frames that a far end sends to one that sends `data`."""
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
         asked.write(data)
         asked.seek(0)
         connection = Connection(os.dup(asked.fileno()), os.dup(answered.fileno()), "near")
         try:
-            serve(connection, b"/r", lambda root, create: replica or Fake(), False)
+            serve(connection, b"/r", lambda root, create: replica or Fake(), False, watched)
         finally:
             connection.close()
         answered.seek(0)
@@ -628,6 +632,21 @@ def test_a_near_end_that_asks_for_what_it_must_not_is_told_so(attack: object) ->
     failure = msgspec.msgpack.decode(body)
     assert (tag, failure[0]) == (b"X", "ProtocolError")
     assert failure[1].isprintable()
+
+
+def test_the_far_end_of_a_watch_frees_memory_for_it_runs_for_weeks() -> None:
+    data, enabled = session(Watch(0.1, 0, 3600)), []
+
+    def watched(watcher: object) -> Callable[[bytes, bool], Fake]:
+        enabled.append(gc.isenabled())
+        return lambda root, create: Fake()
+
+    gc.disable()  # as the command does
+    try:
+        answers_to(data, watched=watched)
+    finally:
+        gc.enable()
+    assert enabled == [True]
 
 
 def test_a_near_end_that_hangs_up_anywhere_does_no_harm() -> None:
