@@ -60,8 +60,8 @@ class Bases:
         os.close(self._fd)
 
     def add(self, digest: Digest, data: bytes) -> None:
-        """Keep `data` if it is a text."""
-        if data and digest not in self._waiting and is_text(data):
+        """Keep `data` if it is a text, and the one that it is said to be: a file may change as it is read."""
+        if data and digest not in self._waiting and xxh3_128_digest(data) == digest and is_text(data):
             self._waiting[digest] = data
             self._size += len(data)
             if self._size >= BLOCK:

@@ -53,6 +53,12 @@ def test_only_texts_are_kept(bases: Bases) -> None:
     assert keep(bases, b"", b"\0", b"x" * (1 << 20) + b"x", b"text").keys() == {b"text"}
 
 
+def test_a_text_that_is_not_what_it_is_said_to_be_is_not_kept(bases: Bases) -> None:
+    bases.add(digest(b"before\n"), b"edited\n")
+    assert bases.flush() == []
+    assert keep(bases, b"before\n").keys() == {b"before\n"}
+
+
 def test_a_text_that_is_kept_already_is_not_written_again(tmp_path: Path, sidecar: int) -> None:
     bases = Bases(sidecar, lambda digests: {digest(b"known\n")})
     assert keep(bases, b"known\n", b"new\n").keys() == {b"new\n"}
