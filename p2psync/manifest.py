@@ -13,7 +13,7 @@ import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -559,15 +559,17 @@ class Manifest:
             if all(stamp.tick < tick for stamp in self._entry(columns).version)
         ]
 
-    def forget(self, paths: Iterable[bytes]) -> None:
+    def forget(self, paths: Collection[bytes]) -> None:
         """Forget all that is known of these paths."""
-        for path in paths:
-            directory, name = split(path)
-            self._db.execute(
-                "DELETE FROM entry WHERE name = ? AND directory = (SELECT id FROM directory WHERE path = ?)",
-                (name, directory),
-            )
-            self._db.execute("DELETE FROM remembered WHERE path = ?", (path,))
+        self.forget_present(paths)
+        self._db.executemany("DELETE FROM remembered WHERE path = ?", ((path,) for path in paths))
+
+    def forget_present(self, paths: Iterable[bytes]) -> None:
+        """Forget what is at these paths; earlier versions stay."""
+        self._db.executemany(
+            "DELETE FROM entry WHERE directory = (SELECT id FROM directory WHERE path = ?) AND name = ?",
+            map(split, paths),
+        )
 
     # -- what a scan may skip
 

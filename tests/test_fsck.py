@@ -18,6 +18,7 @@ import pytest
 
 from p2psync import database, disk
 from p2psync import stage as stage_module
+from p2psync import undo as undo_module
 from p2psync.cli import main
 from p2psync.config import Peer
 from p2psync.connect import connect_local
@@ -32,7 +33,7 @@ from p2psync.progress import Silent
 from p2psync.render_fsck import as_json, text
 from p2psync.restrict import Key
 from p2psync.run import open_replica
-from p2psync.undo import undo
+from p2psync.undo import contents, restore, undo
 from tests.cli_support import fake_ssh, locked, p2psync
 from tests.support import (
     OLD_NS,
@@ -384,6 +385,21 @@ def test_what_a_peer_still_has_comes_back_when_a_row_in_no_folder_is_repaired(ro
     assert snapshot(root) == snapshot(there)
     assert (root / "d" / "f").read_bytes() == b"good bytes"
     assert [check(replica).findings for replica in (root, there)] == [[], []]
+
+
+def test_earlier_versions_of_a_row_that_is_forgotten_can_still_be_had(root: Path) -> None:
+    there = pair(root)
+    make_tree(there, {b"d/f": b"edited there"}, OLD_NS + 1)
+    assert sync(root, there).in_step
+    phantom(root, b"d", b"f")
+    assert check(root, repair=True).repaired.keys() == {b"d/f"}
+    with opened(root) as replica:
+        run = replica.manifest.past.runs()[0].name
+        assert b"".join(contents(replica, undo_module.past(replica, b"d/f", run))) == b"good bytes"
+    sync(root, there)
+    with opened(root) as replica:
+        restore(replica, b"d/f", run)
+    assert (root / "d" / "f").read_bytes() == b"good bytes"
 
 
 def test_what_lives_in_a_folder_that_is_there_is_found_by_the_scan_after_a_repair(
