@@ -75,13 +75,14 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.past.set_collected(int(now))
-            texts = self._forget_texts()
-        self._bases.free_all_but(self._manifest.text_blocks())
         forgotten = self._lists.collect(lambda digest: any(self._manifest.holders(digest)))
         if forgotten:
             with self._manifest.transaction():
                 self._manifest.forget_samples(forgotten)
-        self._remove(gone)
+        trouble = self._remove(gone)
+        texts = self._forget_texts()  # last: it takes room to give some
+        if trouble:
+            raise trouble
         return Collected(gone, texts)
 
     def _forget_texts(self) -> int:
@@ -90,21 +91,22 @@ class Collector:
         Returns:
             How many were forgotten.
         """
-        forgotten, scattered = self._manifest.forget_texts(BLOCK // 4)
-        moved = self._bases.move(scattered)
-        self._manifest.keep(moved.get(text.digest, text) for text in scattered)
+        with self._manifest.transaction():
+            forgotten, scattered = self._manifest.forget_texts(BLOCK // 4)
+            moved = self._bases.move(scattered)
+            self._manifest.keep(moved.get(text.digest, text) for text in scattered)
+        self._bases.free_all_but(self._manifest.text_blocks())
         return forgotten
 
-    def _remove(self, gone: Iterable[Kept]) -> None:
-        """Remove what runs put away; what cannot be removed must not keep the rest from it."""
+    def _remove(self, gone: Iterable[Kept]) -> OSError | None:
+        """Remove what runs put away; return why something could not be, which keeps nothing else from it."""
         trouble: OSError | None = None
         for run in gone:
             try:
                 self._history.remove(run.run)
             except OSError as error:
                 trouble = error
-        if trouble:
-            raise trouble
+        return trouble
 
     def _disk(self) -> int:
         disk = os.fstatvfs(self._root.fd)

@@ -21,6 +21,7 @@ from p2psync.core.model import Kind, Prefer
 from p2psync.core.retention import DAY_SECONDS, Kept, Limits
 from p2psync.errors import ReplicaError
 from p2psync.local import LocalReplica
+from p2psync.manifest import Manifest
 from p2psync.sync import Session
 from p2psync.undo import contents, past, restore, undo
 from tests.support import (
@@ -430,6 +431,53 @@ def test_what_is_left_of_a_block_is_kept_elsewhere_and_its_space_is_free(
     collect_at(there)
     assert texts(there) == {digest(long_text(11)): long_text(11)}
     assert space_of_bases(there) <= before / 3
+
+
+def test_history_goes_also_where_there_is_no_room_to_forget_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": BASE, b"g": b"\0"})
+    first = make_run(here, there)
+    make_run(here, there)
+
+    def no_room(manifest: Manifest, little: int) -> None:
+        raise ReplicaError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "forget_texts", no_room)
+        with pytest.raises(ReplicaError, match="full"):
+            collect_at(here, NOTHING_STAYS)
+    assert first not in shelves(here) + runs(here)
+    with opened(here) as replica:
+        assert replica.manifest.past.collected_at() > 0
+
+
+def test_texts_are_on_disk_elsewhere_before_their_old_place_is_forgotten(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"gone": BASE * 2, b"stays": BASE})
+    (here / "gone").unlink()
+    sync(here, there)
+    clock.pass_days(31)
+    make_run(there, here, "x")
+    make_run(there, here, "x")
+    happened: list[str] = []
+
+    def noting(owner: object, name: str, what: str) -> None:
+        real = getattr(owner, name)
+
+        def note(*arguments: object) -> object:
+            happened.append(what)
+            return real(*arguments)
+
+        patch.setattr(owner, name, note)
+
+    with opened(there) as replica, monkeypatch.context() as patch:
+        noting(os, "fsync", "on disk")
+        noting(Manifest, "keep", "known")
+        noting(Bases, "free_all_but", "old one free")
+        replica.collect(Limits())
+    assert happened == ["known", "on disk", "known", "old one free"]
 
 
 def test_what_cannot_be_kept_elsewhere_stays_where_it_is(
