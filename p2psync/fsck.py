@@ -76,6 +76,8 @@ class Report:
     """Where the good bytes of a path came from."""
     left: dict[bytes, str] = field(default_factory=dict)
     """Why a path could not be repaired."""
+    repaired_bases: bool = False
+    """Texts that are not what they should be are not taken for kept any more."""
     error: P2PSyncError | None = None
     """What ended it before its time."""
 
@@ -153,6 +155,7 @@ class _Check:
         self._unread: set[bytes] = set()
         self._readable_past = True
         self._rotten: dict[bytes, _Rotten] = {}
+        self._bad_texts: list[Digest] = []
         self._lost: set[bytes] = set()
         """Rows that live in a folder that is none."""
 
@@ -170,6 +173,7 @@ class _Check:
             self._readable_past = self._check_remembered()
             for extent in self._bases.lost(self._manifest.all_kept()):
                 self._find(What.BASE, b"", f"the text {extent.digest.hex()} is not where it was kept")
+                self._bad_texts.append(extent.digest)
             if readable:
                 return True
         self.report.is_complete = False
@@ -341,6 +345,10 @@ class _Check:
 
     def repair(self, peer: Replica | None) -> None:
         """Put right what can be."""
+        if self._bad_texts:
+            with self._manifest.transaction():
+                self._manifest.forget_kept(self._bad_texts)
+            self.report.repaired_bases = True
         if self._lost:
             self._find_lost()
         if self._rotten:

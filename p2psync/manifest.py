@@ -654,8 +654,12 @@ class Manifest:
         after = self.text_blocks()
         given_up = {block for block, size in after.items() if size < min(little, before[block])}
         texts = [text for text in self.all_kept() if (text.offset, text.length) in given_up]
-        self._db.executemany("DELETE FROM kept WHERE digest = ?", ((text.digest,) for text in texts))
+        self.forget_kept(text.digest for text in texts)
         return forgotten, texts
+
+    def forget_kept(self, digests: Iterable[Digest]) -> None:
+        """Forget where these texts are kept."""
+        self._db.executemany("DELETE FROM kept WHERE digest = ?", ((digest,) for digest in digests))
 
     def text_blocks(self) -> dict[tuple[int, int], int]:
         """Return how many bytes of text are in each block, by offset and length, in the file's order."""

@@ -25,6 +25,8 @@ def text(report: Report, repair: bool) -> str:
 def _line(finding: Finding, report: Report) -> str:
     place = f"{finding.what} on {printable(finding.peer)}" if finding.peer else finding.what
     line = ": ".join(filter(None, (place, shown(finding.path), printable(finding.why))))
+    if finding.what is What.BASE and report.repaired_bases:
+        line += "; forgotten"
     if _is_mended(finding):
         if finding.path in report.repaired:
             line += f"; repaired from {report.repaired[finding.path]}"

@@ -455,6 +455,21 @@ def test_a_text_that_is_not_where_it_was_kept_is_damage(root: Path, damage: str)
     assert found(check(there)) == [(What.BASE, b"")] * 2
 
 
+def test_a_text_that_is_not_where_it_was_kept_is_forgotten_by_a_repair_and_kept_anew(root: Path) -> None:
+    there = pair(root)
+    sql(there, "UPDATE kept SET start = start + 1")
+    report = check(there, repair=True)
+    assert found(report) == [(What.BASE, b"")] * 2
+    assert text(report, True).count("; forgotten\n") == 2
+    assert check(there).findings == []
+    for number in range(2):
+        make_tree(root, {b"d/f": b"other" if number == 0 else b"good bytes"}, OLD_NS + 1 + number)
+        sync(root, there)
+    make_tree(there, {b"d/f": b"edited"}, OLD_NS + 9)
+    with opened(there) as replica:
+        assert replica.texts([digest(b"good bytes")]) == [b"good bytes"]
+
+
 def test_texts_that_were_cut_off_are_damage(root: Path) -> None:
     there = pair(root)
     os.truncate(there / ".p2psync" / "bases", 3)
