@@ -12,6 +12,7 @@ import errno
 import functools
 import itertools
 import os
+import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -487,6 +488,22 @@ def _rename(source: bytes, source_fd: int, target: bytes, target_fd: int, flags:
     if rename(source_fd, source, target_fd, target, flags):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fsdecode(source), None, os.fsdecode(target))
+
+
+def prepare_to_end_with_parent() -> Callable[[], None]:
+    """Return what has a forked process killed when the thread that forked it ends, however it ends.
+
+    Where the system cannot do that, it does nothing.
+    """
+    parent, prctl = os.getpid(), getattr(_libc(), "prctl", None)
+
+    def end_with_parent() -> None:
+        if prctl is not None:
+            prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG in <linux/prctl.h>
+            if os.getppid() != parent:  # it has gone already
+                os._exit(1)
+
+    return end_with_parent
 
 
 @functools.cache

@@ -7,18 +7,18 @@ would not: they share one interpreter. Both take their jobs from one pipe, so th
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import select
 import signal
 import struct
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, Protocol
 
 import msgspec
+
+from p2psync.disk import prepare_to_end_with_parent
 
 _NUMBER = struct.Struct(">I")
 _LENGTH = struct.Struct(">I")
@@ -204,32 +204,21 @@ def _tell(told: int, number: int, result: object) -> None:
 
 
 def _fork(child: Callable[[], None]) -> int:
-    parent = os.getpid()
+    end_with_parent = prepare_to_end_with_parent()
     with warnings.catch_warnings():
         # Of threads that wait for the other side or the disk none holds what the child needs: it makes
         # system calls and hashes, and never returns from here.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
-        _end_after(child, parent)
+        _end_after(child, end_with_parent)
     return pid
 
 
-def _end_with(parent: int) -> None:
-    """Have the system end this process with the one that started it, however that ends.
-
-    Else it would keep the lock of the replica until its job is done; where the system cannot, it does.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG in <sys/prctl.h>
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-def _end_after(child: Callable[[], None], parent: int) -> NoReturn:
+def _end_after(child: Callable[[], None], end_with_parent: Callable[[], None]) -> NoReturn:
     code = 1
     try:
-        _end_with(parent)
+        end_with_parent()  # else it would keep the lock of the replica until its job is done
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it goes to all; the parent ends us
         child()
