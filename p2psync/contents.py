@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from xxhash import xxh3_128, xxh3_128_digest
@@ -14,6 +14,7 @@ from p2psync.bases import Bases
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind
 from p2psync.core.paths import split
+from p2psync.core.replica import PIECE_BYTES
 from p2psync.core.retention import Kept
 from p2psync.disk import Root, blocks_of, hash_file, kind_of, lstat, open_file, stat_of
 from p2psync.history import History, Shelf, began
@@ -51,7 +52,7 @@ class Contents:
             return False
         if row.entry.kind is not Kind.FILE or row.stat == stat_of(st):
             return True
-        with self.opened(row.entry.digest, [path]) as fd:
+        with self.file(path) as fd:
             return fd is not None and _is_all(fd, row.entry.digest)
 
     def unrecorded(self) -> list[Kept]:
@@ -68,8 +69,8 @@ class Contents:
         if text is not None:
             yield iter((text,))
             return
-        for place in (self._in_tree, self.in_history):
-            with place(digest) as fd:
+        for place in (self.opened(digest, lambda _, fd: _is_all(fd, digest)), self.in_history(digest)):
+            with place as fd:
                 if fd is not None:
                     yield blocks_of(fd)
                     return
@@ -81,12 +82,15 @@ class Contents:
         kept = self._bases.read(extent) if extent else None
         if kept is not None:
             return kept
-        for place in (self._in_tree, self.in_history):
-            with place(digest) as fd:
-                if fd is not None and os.fstat(fd).st_size <= MAX_TEXT:
-                    text = os.read(fd, MAX_TEXT)
-                    if xxh3_128_digest(text) == digest:
-                        return text
+
+        def is_it(path: bytes, fd: int) -> bool:
+            return os.fstat(fd).st_size <= MAX_TEXT and _is_all(fd, digest)
+
+        for place in (self.opened(digest, is_it), self.in_history(digest)):
+            with place as fd:
+                text = os.read(fd, MAX_TEXT) if fd is not None else b""
+                if xxh3_128_digest(text) == digest:
+                    return text
         return None
 
     def rehash(self, paths: Iterable[bytes]) -> list[Digest | None]:
@@ -109,39 +113,42 @@ class Contents:
         return digest if stat_of(st) == row.stat else None
 
     @contextlib.contextmanager
+    def file(self, path: bytes) -> Iterator[int | None]:
+        """Open the file at a path of the tree, or None."""
+        folder, name = split(path)
+        try:
+            fd = open_file(name, self._root.directory(folder))
+        except OSError:
+            yield None
+            return
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
     def opened(
-        self, digest: Digest, holders: Iterable[bytes] | None = None, first: bytes | None = None
+        self, digest: Digest, is_good: Callable[[bytes, int], bool] | None = None, first: bytes | None = None
     ) -> Iterator[int | None]:
         """Open a file of the tree that should have these contents, or None.
 
         Args:
             digest: of the contents.
-            holders: the files to try; None: all that have them.
-            first: one of them, to be tried before the others are looked for.
+            is_good: told path and descriptor, says whether the file will do; None: any.
+            first: one of the files, to be tried before the others are looked for.
         """
-        others = self._manifest.holders(digest) if holders is None else holders
-        for path in chain(() if first is None else (first,), others):
-            folder, name = split(path)
-            try:
-                fd = open_file(name, self._root.directory(folder))
-            except OSError:
-                continue
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-            return
-        yield None
-
-    @contextlib.contextmanager
-    def _in_tree(self, digest: Digest) -> Iterator[int | None]:
-        """Open a file of the tree that has these contents, or None."""
-        for path in self._manifest.holders(digest):
-            with self.opened(digest, [path]) as fd:
-                if fd is not None and _is_all(fd, digest):
+        for path in chain(() if first is None else (first,), self._manifest.holders(digest)):
+            with self.file(path) as fd:
+                if fd is not None and (is_good is None or is_good(path, fd)):
                     yield fd
                     return
         yield None
+
+    def is_as_known(self, path: bytes, fd: int) -> bool:
+        """Has nobody written to an open file since the scan, as size and time tell? Small ones pass."""
+        found = stat_of(os.fstat(fd))
+        row = self._manifest.row(path) if found.size > PIECE_BYTES else None
+        return row is None or row.stat is None or row.stat[:2] == found[:2]
 
     @contextlib.contextmanager
     def in_history(self, digest: Digest) -> Iterator[int | None]:

@@ -418,7 +418,7 @@ class _Check:
             yield "the bases"
         for path in self._manifest.holders(digest):
             if path not in self._rotten:
-                with contents.opened(digest, [path]) as fd:
+                with contents.file(path) as fd:
                     if fd is not None and self._stage.copy(digest, fd):
                         yield shown(path)
 

@@ -495,7 +495,7 @@ class LocalReplica:
     def _stage_own(self, content: Content, holder: bytes | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
         if holder is not None:
-            with self.contents.opened(content.digest, first=holder) as fd:
+            with self.contents.opened(content.digest, self.contents.is_as_known, holder) as fd:
                 if fd is not None and self._stage.copy(content.digest, fd):
                     if content.size <= MAX_TEXT:
                         self._bases.add(content.digest, os.pread(fd, content.size, 0))
@@ -617,7 +617,7 @@ class LocalReplica:
                 and entry.same_bytes(replaced)
                 and entry.version != replaced.version
             ):
-                with self.contents.opened(entry.digest, [path]) as fd:
+                with self.contents.file(path) as fd:
                     if fd is not None:
                         self._bases.add(entry.digest, os.read(fd, entry.size))
 

@@ -87,8 +87,6 @@ UNION ALL SELECT digest FROM (
 
 _CHUNK = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
-_FEW = 16
-"""Files with the same contents that are looked for at first."""
 
 
 class PeerRecord(NamedTuple):
@@ -409,14 +407,13 @@ class Manifest:
         return (Change(join(columns[8], columns[9]), self._entry(columns)) for columns in found)
 
     def holders(self, digest: Digest) -> Iterator[bytes]:
-        """Yield the paths of the files that have these contents: hardly ever are more than a few needed."""
-        for most, skipped in ((_FEW, 0), (-1, _FEW)):
-            rows = self._db.execute(
-                "SELECT path, name FROM entry JOIN directory ON directory.id = entry.directory"
-                " WHERE kind = 1 AND digest = ? LIMIT ? OFFSET ?",
-                (digest, most, skipped),
-            )
-            yield from [join(directory, name) for directory, name in rows]
+        """Yield the paths of the files that have these contents, read as they are asked for."""
+        found = self._db.execute(
+            "SELECT path, name FROM entry JOIN directory ON directory.id = entry.directory"
+            " WHERE kind = 1 AND digest = ?",
+            (digest,),
+        )
+        return (join(directory, name) for directory, name in found)
 
     def holder(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
         """Return, for those of these contents that some file has, the path of one."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from contextlib import AbstractContextManager
 
 from p2psync.chunks import ChunkLists, Cutter, cut_file, hashes_of_some
 from p2psync.contents import Contents
 from p2psync.core.chunking import MOST_BASES, WORTH_BYTES, Chunks, Index, parts, sampled, unit_of
 from p2psync.core.model import Digest
 from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, Content, Like, More, Piece, Source, Want
-from p2psync.disk import stat_of
 from p2psync.manifest import Manifest
 
 
@@ -49,23 +47,9 @@ class Sender:
                     collections.deque(cutter.end(), maxlen=0)
                     self._remember(digest, unit_of(size), cutter)
 
-    @contextlib.contextmanager
-    def _opened(self, digest: Digest, first: bytes | None = None) -> Iterator[int | None]:
-        """Open contents that are to be sent, in the file `first` if possible; others are looked for then.
-
-        What is large and was written to since it was scanned would be sent for nothing, at every sync.
-        """
-        for path in chain(() if first is None else (first,), self._manifest.holders(digest)):
-            with self._contents.opened(digest, [path]) as fd:
-                if fd is not None and not self._is_edited(path, fd):
-                    yield fd
-                    return
-        yield None
-
-    def _is_edited(self, path: bytes, fd: int) -> bool:
-        found = stat_of(os.fstat(fd))
-        row = self._manifest.row(path) if found.size > PIECE_BYTES else None
-        return row is not None and row.stat is not None and row.stat[:2] != found[:2]
+    def _opened(self, digest: Digest, first: bytes | None = None) -> AbstractContextManager[int | None]:
+        """Open contents that are to be sent: what was written to would be sent for nothing, at every sync."""
+        return self._contents.opened(digest, self._contents.is_as_known, first)
 
     def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
         """Return what contents may be made of; see `Replica.alike`."""

@@ -395,6 +395,19 @@ def test_contents_of_a_file_that_is_gone_are_read_from_another(
 
 
 @here_and_in_a_fork
+@pytest.mark.parametrize("edited", ["a", "b"])
+def test_large_contents_of_a_file_that_was_edited_are_had_from_another(
+    root: Path, connect: Connect, edited: str
+) -> None:
+    large = b"large" * MAX_TEXT
+    make_tree(root, {b"a": large, b"b": large})
+    with connect(root) as replica:
+        replica.scan(keep=True)
+        (root / edited).write_bytes(b"edit" + large[4:])
+        assert replica.prepare([Transition(b"c", None, file(large, seen=version(1, 1)))]) == []
+
+
+@here_and_in_a_fork
 def test_a_text_is_kept_when_the_file_has_become_another(root: Path, connect: Connect) -> None:
     with connect(root) as replica:
         replica.scan(keep=True)

@@ -38,7 +38,7 @@ MAY_USE = {  # besides the core, which all may use
     "contents": "bases disk history manifest",
     "chunks": "disk",
     "held": "chunks contents disk",
-    "sender": "chunks contents disk manifest",
+    "sender": "chunks contents manifest",
     "collect": "bases chunks contents disk history manifest past",
     "undo": "disk errors local manifest past",
     "render_log": "local undo words",
