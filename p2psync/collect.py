@@ -16,6 +16,7 @@ from p2psync.core.paths import split
 from p2psync.core.retention import DAY_SECONDS, Collected, Kept, Limits, expired
 from p2psync.disk import Root, exists
 from p2psync.history import History
+from p2psync.leftover import LeftOver
 from p2psync.manifest import Manifest
 from p2psync.past import Run
 
@@ -34,6 +35,7 @@ class Collector:
         contents: Contents,
         bases: Bases,
         lists: ChunkLists,
+        left_over: LeftOver,
     ) -> None:
         self._root = root
         self._manifest = manifest
@@ -41,6 +43,7 @@ class Collector:
         self._contents = contents
         self._bases = bases
         self._lists = lists
+        self._left_over = left_over
 
     def collect_if_due(self, limits: Limits) -> None:
         """Collect if the last time is a day ago, or there is too much; raises as `collect`."""
@@ -79,6 +82,7 @@ class Collector:
         if forgotten:
             with self._manifest.transaction():
                 self._manifest.forget_samples(forgotten)
+        self._left_over.tidy()
         trouble = self._remove(gone)
         texts = self._forget_texts()  # last: it takes room to give some
         if trouble:

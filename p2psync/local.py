@@ -191,10 +191,16 @@ class LocalReplica:
             self._lists = ChunkLists(sidecar)
             self._close.callback(self._lists.close)
             self._sender = Sender(self._manifest, self.contents, self._lists)
-            self._held = Held(self.contents, self._lists, self._stage.left_over)
+            self._held = Held(self.contents, self._lists, self._stage.left_over.opened)
             self._close.callback(self._held.close)
             self._collector = Collector(
-                self._root, self._manifest, self._history, self.contents, self._bases, self._lists
+                self._root,
+                self._manifest,
+                self._history,
+                self.contents,
+                self._bases,
+                self._lists,
+                self._stage.left_over,
             )
             if lock:
                 self._settle(sidecar)

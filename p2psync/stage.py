@@ -12,13 +12,11 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain
 
 from xxhash import xxh3_128, xxh3_128_digest
 
-from p2psync.core.chunking import WORTH_BYTES
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
 from p2psync.core.paths import ancestors, split
@@ -34,9 +32,7 @@ from p2psync.disk import (
     copy_span,
     digest_of,
     hash_file,
-    lstat,
     open_file,
-    rename_new,
     size_below,
     stat_of,
     sweep,
@@ -44,6 +40,7 @@ from p2psync.disk import (
     write_sparse,
 )
 from p2psync.errors import ProtocolError
+from p2psync.leftover import LeftOver
 
 Blocks = Iterator[bytes | Span]
 """Contents of a file, one after the other: bytes, or where they are."""
@@ -52,15 +49,7 @@ Held = Callable[[Digest, int, int, int], Span | None]
 
 _BEHIND_BYTES = 16 << 20
 """So many bytes of a large file are given to the disk at once, while more of it come."""
-_LEFT_OVER = b"partial"
-"""Folder of the sidecar for what broken runs left of large files.
-
-Named by the digest of the whole, or, while nobody wants it, by that of its path.
-"""
-_BY_PATH = b".path"
 _NO_ROOM = "there is no room for it (`p2psync gc` there removes old history, --max-size leaves it out)"
-LEFT_OVER_SECONDS = 14 * 86400
-"""For how long it is kept."""
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -72,7 +61,7 @@ class Stage:
         with contextlib.suppress(FileExistsError):
             os.mkdir("stage", 0o700, dir_fd=sidecar)
         self._root = Root(os.open("stage", OPEN_DIRECTORY, dir_fd=sidecar), make=True)
-        self._left_over = Root(os.dup(sidecar))
+        self.left_over = LeftOver(sidecar)
         self._behind = WriteBehind(self._root.fd)
         self._wanted: dict[bytes, Entry] = {}
         self._waiting: dict[Digest, dict[bytes, None]] = {}
@@ -82,12 +71,11 @@ class Stage:
         self._unread: list[bytes] = []
         """Files that were staged from parts, or by a run that broke: nobody was offered their contents."""
         self._trouble: dict[bytes, OSError] = {}
-        self._tight = False
 
     def close(self) -> None:
         """Close all descriptors."""
         self._root.close()
-        self._left_over.close()
+        self.left_over.close()
 
     def expect(
         self, transitions: Iterable[Transition], tight: bool = False, waiting: Container[bytes] = ()
@@ -99,12 +87,11 @@ class Stage:
             tight: there is no room for what broken runs left, but for whole files that are wanted.
             waiting: paths of files for which there is no room at all.
         """
-        self._tight = tight
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
         self._waiting, self._stats, self._new, self._unread, self._trouble = {}, {}, [], [], {}
-        self._bring_back()
+        self.left_over.bring_back(self._wanted, self._parent)
         if tight:
-            sweep(self._left_over, _LEFT_OVER, lambda path, name, directory: False)
+            self.left_over.give_way()
         sweep(self._root, b"", self._adopt)
         for path, entry in self._wanted.items():
             try:
@@ -358,76 +345,19 @@ class Stage:
 
     def size(self) -> int:
         """Return how many bytes broken runs have left."""
-        return size_below(self._root, b"") + size_below(self._left_over, _LEFT_OVER)
+        return size_below(self._root, b"") + self.left_over.size()
 
     def clear(self) -> None:
         """Remove all that is staged, for nothing waits for it; what is large is put by."""
         sweep(self._root, b"", self._put_by)
-        self._tidy()
+        self.left_over.tidy(self._wanted[path].digest for path in self._stats)
         self._wanted, self._waiting, self._stats, self._trouble = {}, {}, {}, {}
         self._new, self._unread = [], []
 
-    def _tidy(self) -> None:
-        """Drop what was left of files that have come, or long ago, or takes more than is free."""
-        try:
-            parts = self._left_over.directory(_LEFT_OVER)
-            left = [(lstat(name, parts), name) for name in map(os.fsencode, os.listdir(parts))]
-        except OSError:
-            return
-        if not left:
-            return
-        come = {self._wanted[path].digest.hex().encode() for path in self._stats}
-        disk = os.fstatvfs(parts)
-        free, taken = disk.f_bavail * disk.f_frsize, sum(st.st_size for st, _ in left)
-        for st, name in sorted(left, key=lambda one: one[0].st_ctime):
-            if name in come or st.st_ctime < time.time() - LEFT_OVER_SECONDS or taken > free:
-                with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=parts)
-                taken, free = taken - st.st_size, free + st.st_size
-
     def _put_by(self, path: bytes, name: bytes, directory: int) -> bool:
         """Keep what there is of a large file: the next run may be one with another peer."""
-        with contextlib.suppress(OSError):
-            st = lstat(name, directory)
-            if stat.S_ISREG(st.st_mode) and st.st_size >= WORTH_BYTES and not self._tight:
-                os.rename(name, _by_path(path), src_dir_fd=directory, dst_dir_fd=self._make_left_over())
+        self.left_over.put_by(path, name, directory)
         return False
-
-    def _bring_back(self) -> None:
-        """Put back into the stage what there is of files that are wanted."""
-        try:
-            parts = self._left_over.directory(_LEFT_OVER)
-            names = set(map(os.fsencode, os.listdir(parts)))
-        except OSError:
-            return
-        for path in self._wanted if names else ():
-            if (kept := _by_path(path)) in names:
-                with contextlib.suppress(OSError):
-                    directory, name = self._parent(path)
-                    rename_new(kept, parts, name, directory)
-
-    def _make_left_over(self) -> int:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(_LEFT_OVER, 0o700, dir_fd=self._left_over.fd)
-        return self._left_over.directory(_LEFT_OVER)
-
-    def left_over(self, digest: Digest) -> int | None:
-        """Open what a broken run left of large contents; None: nothing."""
-        try:
-            return open_file(digest.hex().encode(), self._left_over.directory(_LEFT_OVER))
-        except OSError:
-            return None
-
-    def _leave(self, name: bytes, directory: int, digest: Digest) -> None:
-        """Keep what there is of a large file, unless there is more of it already."""
-        size = lstat(name, directory).st_size
-        if size < WORTH_BYTES or self._tight:
-            return
-        parts, kept = self._make_left_over(), digest.hex().encode()
-        with contextlib.suppress(FileNotFoundError):
-            if lstat(kept, parts).st_size >= size:
-                return
-        os.rename(name, kept, src_dir_fd=directory, dst_dir_fd=parts)
 
     def _adopt(self, path: bytes, name: bytes, directory: int) -> bool:
         """Use what a broken run left, if it is whole and still wanted; keep what there is of a large file."""
@@ -436,7 +366,7 @@ class Stage:
             return self._put_by(path, name, directory)
         try:
             if hash_file(name, directory)[0] != entry.digest:
-                self._leave(name, directory, entry.digest)
+                self.left_over.keep(entry.digest, name, directory)
                 return False
             fd = open_file(name, directory)
             try:
@@ -447,11 +377,6 @@ class Stage:
             return False
         self._unread.append(path)
         return True
-
-
-def _by_path(path: bytes) -> bytes:
-    """Return what a file is called that was put by, since nobody wants what was to be at this path."""
-    return xxh3_128_digest(path).hex().encode() + _BY_PATH
 
 
 def _reached(root: Root, folder: bytes) -> int:

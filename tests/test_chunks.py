@@ -352,8 +352,20 @@ def test_what_broke_twice_goes_on_after_syncs_with_another_peer(tmp_path: Path) 
 
 def test_what_was_left_long_ago_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, there, third = broken_transfer(tmp_path)
-    monkeypatch.setattr("p2psync.stage.LEFT_OVER_SECONDS", -1)
+    monkeypatch.setattr("p2psync.leftover.KEEP_SECONDS", -1)
     synced(third, there)
+    assert left_over(there) == []
+
+
+def test_gc_drops_what_was_left_long_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, there, third = broken_transfer(tmp_path)
+    synced(third, there)
+    assert left_over(there)
+    with opened(there) as replica:
+        replica.collect(Limits())
+        assert left_over(there)
+        monkeypatch.setattr("p2psync.leftover.KEEP_SECONDS", -1)
+        replica.collect(Limits())
     assert left_over(there) == []
 
 

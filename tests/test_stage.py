@@ -626,6 +626,54 @@ def test_a_leftover_in_closed_directories_is_used_and_they_are_open_again(
     }
 
 
+PART = os.urandom(300_000)
+"""Of a large file, and large enough to be kept."""
+
+
+def broken_off(sidecar: int, data: bytes) -> None:
+    """Have a run break off when there is so much of the file `p` in the stage."""
+    with open(os.open("stage/p", os.O_WRONLY | os.O_CREAT, dir_fd=sidecar), "wb") as file:
+        file.write(data)
+
+
+def partial(folder: Path) -> list[int]:
+    return [file.stat().st_size for file in folder.glob("partial/*")]
+
+
+@pytest.mark.parametrize("wanted", [{b"p": file(PART)}, {}], ids=["wanted", "not wanted"])
+@pytest.mark.parametrize("tight", [False, True])
+def test_a_part_of_a_large_file_is_kept_unless_the_room_is_needed(
+    tmp_path: Path, sidecar: int, stage: Stage, wanted: Mapping[bytes, Entry], tight: bool
+) -> None:
+    broken_off(sidecar, PART[:200_000])
+    stage.expect([Transition(path, None, entry) for path, entry in wanted.items()], tight=tight)
+    assert partial(tmp_path) == ([] if tight else [200_000])
+    assert in_stage(tmp_path) == {}
+    stage.clear()
+    broken_off(sidecar, PART[:200_000])
+    stage.expect([Transition(path, None, entry) for path, entry in wanted.items()])
+    assert partial(tmp_path) == [200_000]
+
+
+def test_a_whole_file_that_was_put_by_is_used_also_where_there_is_little_room(
+    tmp_path: Path, sidecar: int, stage: Stage
+) -> None:
+    broken_off(sidecar, PART)
+    stage.expect([])
+    stage.clear()
+    assert partial(tmp_path) == [len(PART)]
+    assert stage.expect([Transition(b"p", None, file(PART))], tight=True) == []
+    assert partial(tmp_path) == []
+
+
+def test_of_two_parts_the_longer_is_kept(tmp_path: Path, sidecar: int, stage: Stage) -> None:
+    for size in (250_000, 200_000):
+        broken_off(sidecar, PART[:size])
+        stage.expect([])
+        stage.clear()
+    assert partial(tmp_path) == [250_000]
+
+
 def test_a_leftover_is_used_at_its_own_path_alone(tmp_path: Path, stage: Stage) -> None:
     make_tree(tmp_path / "stage", {b"p": WANTED, b"q": OTHER, b"unwanted": WANTED, b"r": OTHER})
     wanted = {b"p": file(WANTED), b"q": file(WANTED), b"r": file(WANTED), b"d/p": file(WANTED)}
