@@ -132,6 +132,7 @@ class Manifest:
                 ("name", name),
                 ("tick", 0),
                 ("seq", 0),
+                ("collected", int(time.time())),  # what has just begun has nothing to clean up
             ):
                 manifest._db.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
         return manifest
@@ -648,8 +649,10 @@ class Manifest:
         """
         before = self.text_blocks()
         forgotten = self._db.execute(f"DELETE FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})").rowcount
-        after = self.text_blocks()
+        after = self.text_blocks() if forgotten else before
         given_up = {block for block, size in after.items() if size < min(little, before[block])}
+        if not given_up:
+            return forgotten, []
         texts = [text for text in self.all_kept() if (text.offset, text.length) in given_up]
         self.forget_kept(text.digest for text in texts)
         return forgotten, texts

@@ -164,7 +164,7 @@ class Past:
             self._db.execute("DELETE FROM run WHERE name = ?", (name,))
 
     def collected_at(self) -> int:
-        """Return when the history was last cleaned, in seconds since 1970; 0: never."""
+        """Return when the history was last cleaned, or begun, in seconds since 1970; 0: that is not known."""
         found = self._db.execute("SELECT value FROM meta WHERE key = 'collected'").fetchone()
         return int(found[0]) if found else 0
 

@@ -434,9 +434,10 @@ def test_what_is_left_of_a_block_is_kept_elsewhere_and_its_space_is_free(
 
 
 def test_history_goes_also_where_there_is_no_room_to_forget_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = pair(tmp_path, {b"f": BASE, b"g": b"\0"})
+    clock.pass_days(1)
     first = make_run(here, there)
     make_run(here, there)
 
@@ -449,7 +450,7 @@ def test_history_goes_also_where_there_is_no_room_to_forget_texts(
             collect_at(here, NOTHING_STAYS)
     assert first not in shelves(here) + runs(here)
     with opened(here) as replica:
-        assert replica.manifest.past.collected_at() > 0
+        assert replica.manifest.past.collected_at() == pytest.approx(clock.now(), abs=60)
 
 
 def test_texts_are_on_disk_elsewhere_before_their_old_place_is_forgotten(
@@ -613,6 +614,31 @@ def test_a_sync_cleans_up_by_itself_when_a_day_has_passed(tmp_path: Path, clock:
     clock.pass_days(0.6)
     third = make_run(here, there)
     assert (runs(here), shelves(here)) == ([third], [third])
+
+
+def test_a_new_replica_has_nothing_to_clean_up_for_a_day(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned: list[Limits] = []
+    monkeypatch.setattr("p2psync.collect.Collector.collect", lambda self, limits: cleaned.append(limits))
+    here, there = new_replica(tmp_path / "here", {b"f": b"\0a"}), new_replica(tmp_path / "there")
+    sync(here, there)
+    assert cleaned == []
+    clock.pass_days(1.1)
+    sync(here, there)
+    assert len(cleaned) == 2
+
+
+def test_a_clock_that_was_put_back_does_not_put_off_cleaning_up(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.pass_days(300)
+    here, there = new_replica(tmp_path / "here", {b"f": b"\0a"}), new_replica(tmp_path / "there")
+    clock.pass_days(-300)
+    cleaned: list[Limits] = []
+    monkeypatch.setattr("p2psync.collect.Collector.collect", lambda self, limits: cleaned.append(limits))
+    sync(here, there)
+    assert len(cleaned) == 2
 
 
 def test_also_a_sync_that_has_nothing_to_do_cleans_up(tmp_path: Path, clock: Clock) -> None:
