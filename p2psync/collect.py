@@ -46,10 +46,12 @@ class Collector:
         self._left_over = left_over
 
     def collect_if_due(self, limits: Limits) -> None:
-        """Collect if the last time is a day ago, or there is too much; raises as `collect`."""
+        """Collect if the last time is a day ago, or there is too much; raises as `collect`.
+
+        A clock that was put back puts it off: nothing goes because clocks jump.
+        """
         too_much = self._manifest.past.kept_in_history() > self._disk() * limits.percent / 100
-        age = time.time() - self._manifest.past.collected_at()
-        if too_much or not 0 <= age <= DAY_SECONDS:  # a clock was put back
+        if too_much or time.time() - self._manifest.past.collected_at() > DAY_SECONDS:
             self.collect(limits)
 
     def collect(self, limits: Limits, dry_run: bool = False) -> Collected:

@@ -484,9 +484,10 @@ class LocalReplica:
         disk = os.fstatvfs(self._root.fd)
         free = disk.f_bavail * disk.f_frsize
         room = free - min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
-        sizes = {step.path: step.wanted.size + ENTRY_BYTES for step in transitions if needs_content(step)}
-        if not sizes or (needed := sum(sizes.values())) <= room:
+        coming = [step for step in transitions if needs_content(step)]
+        if not coming or (needed := sum(step.wanted.size + ENTRY_BYTES for step in coming)) <= room:
             return False, set()
+        sizes = {step.path: step.wanted.size + ENTRY_BYTES for step in coming}
         left = self._stage.size()  # what a run that died has left there counts: it is used, or removed
         waiting = too_large(sizes, room + left)
         if waiting is None:

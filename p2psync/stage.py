@@ -64,9 +64,10 @@ class Stage:
         self.left_over = LeftOver(sidecar)
         self._behind = WriteBehind(self._root.fd)
         self._wanted: dict[bytes, Entry] = {}
-        self._waiting: dict[Digest, dict[bytes, None]] = {}
-        """The paths that wait for contents: a set that keeps their order."""
+        self._waiting: dict[Digest, list[bytes]] = {}
+        """The paths that wait for contents: each until it is staged."""
         self._stats: dict[bytes, Stat] = {}
+        """Of the files that are staged."""
         self._new: list[bytes] = []
         self._unread: list[bytes] = []
         """Files that were staged from parts, or by a run that broke: nobody was offered their contents."""
@@ -106,7 +107,7 @@ class Stage:
                 if path not in self._stats:
                     if path in waiting:
                         raise OSError(errno.ENOSPC, _NO_ROOM)
-                    self._waiting.setdefault(entry.digest, {})[path] = None
+                    self._waiting.setdefault(entry.digest, []).append(path)
             case Kind.DIRECTORY:
                 self._root.directory(path)
             case Kind.SYMLINK:
@@ -161,19 +162,18 @@ class Stage:
 
     def put(self, digest: Digest, data: bytes) -> bool:
         """Write contents that are in memory; see `fill`."""
-        paths = self._waiting.get(digest, ())
-        if not paths or len(data) != self._wanted[next(iter(paths))].size or xxh3_128_digest(data) != digest:
+        paths = self._waiting_for(digest)
+        if not paths or len(data) != self._wanted[paths[0]].size or xxh3_128_digest(data) != digest:
             return False
         written = False
         for path in paths:
             try:
                 directory, name = self._parent(path)
-                self._stats[path] = _write_whole(name, directory, self._wanted[path], data)
-                self._new.append(path)
+                found = _write_whole(name, directory, self._wanted[path], data)
             except OSError as error:  # no room for it, or no way to it: others may fit
                 self._trouble[path] = error
                 continue
-            self._trouble.pop(path, None)
+            self._note(path, found)
             written = True
         if written:
             del self._waiting[digest]
@@ -183,7 +183,7 @@ class Stage:
         """Write contents wherever they are waited for; False if they are not, or not those of `digest`."""
         whole: bytes | None = None
         trouble: OSError | None = None
-        for path in self._waiting.get(digest, ()):
+        for path in self._waiting_for(digest):
             try:
                 directory, name = self._parent(path)
                 source = blocks if whole is None else self._staged(whole)
@@ -192,9 +192,7 @@ class Stage:
                 self._trouble[path] = trouble = error
                 continue
             if found is not None:
-                self._stats[path] = found
-                self._new.append(path)
-                self._trouble.pop(path, None)
+                self._note(path, found)
                 whole = path
             elif trouble:  # it took what this one lacks
                 self._trouble[path] = trouble
@@ -205,6 +203,15 @@ class Stage:
             del self._waiting[digest]
             self._unread.append(whole)
         return whole is not None
+
+    def _note(self, path: bytes, found: Stat) -> None:
+        """Take note of a staged file."""
+        entry = self._wanted[path]
+        if found[:2] == (entry.size, entry.mtime_ns):  # the same objects: of many files that is much memory
+            found = Stat(entry.size, entry.mtime_ns, *found[2:])
+        self._stats[path] = found
+        self._new.append(path)
+        self._trouble.pop(path, None)
 
     def _staged(self, path: bytes) -> Blocks:
         """Yield what has been staged for a path."""
@@ -219,7 +226,8 @@ class Stage:
 
     def waiting(self) -> list[tuple[bytes, int]]:
         """Return the files that wait for contents, in the order of their paths, with their sizes in bytes."""
-        return sorted((path, self._wanted[path].size) for paths in self._waiting.values() for path in paths)
+        paths = (path for digest in self._waiting for path in self._waiting_for(digest))
+        return sorted((path, self._wanted[path].size) for path in paths)
 
     def take(
         self, paths: Iterable[bytes], source: Root, keep: Callable[[Digest, bytes], None]
@@ -272,19 +280,19 @@ class Stage:
         if isinstance(found, int):
             self._trouble[path] = OSError(found, os.strerror(found))
         elif found is not None:
-            self._stats[path] = found
-            self._new.append(path)
+            self._note(path, found)
             self._behind.wrote(found.size)
-            digest = self._wanted[path].digest
-            del self._waiting[digest][path]
-            if not self._waiting[digest]:
-                del self._waiting[digest]
 
     def lacking(self) -> list[Content]:
         """Return the contents that some file still waits for."""
         return [
-            Content(digest, self._wanted[next(iter(paths))].size) for digest, paths in self._waiting.items()
+            Content(digest, self._wanted[paths[0]].size)
+            for digest in self._waiting
+            if (paths := self._waiting_for(digest))
         ]
+
+    def _waiting_for(self, digest: Digest) -> list[bytes]:
+        return [path for path in self._waiting.get(digest, ()) if path not in self._stats]
 
     def new_files(self) -> Iterator[tuple[bytes, Entry, Stat]]:
         """Yield the files that were staged since the last call: path, what it is, stat."""

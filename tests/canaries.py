@@ -59,8 +59,8 @@ CANARIES = (
     _canary(
         "rename before hash check",
         "p2psync/stage.py",
-        "len(data) != self._wanted[next(iter(paths))].size or xxh3_128_digest(data) != digest",
-        "len(data) != self._wanted[next(iter(paths))].size",
+        "len(data) != self._wanted[paths[0]].size or xxh3_128_digest(data) != digest",
+        "len(data) != self._wanted[paths[0]].size",
         "tests/test_stage.py",
         "tests/test_apply.py",
     ),

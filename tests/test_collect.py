@@ -629,18 +629,6 @@ def test_a_new_replica_has_nothing_to_clean_up_for_a_day(
     assert len(cleaned) == 2
 
 
-def test_a_clock_that_was_put_back_does_not_put_off_cleaning_up(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock.pass_days(300)
-    here, there = new_replica(tmp_path / "here", {b"f": b"\0a"}), new_replica(tmp_path / "there")
-    clock.pass_days(-300)
-    cleaned: list[Limits] = []
-    monkeypatch.setattr("p2psync.collect.Collector.collect", lambda self, limits: cleaned.append(limits))
-    sync(here, there)
-    assert len(cleaned) == 2
-
-
 def test_also_a_sync_that_has_nothing_to_do_cleans_up(tmp_path: Path, clock: Clock) -> None:
     here, there = pair(tmp_path, {b"f": b"\0a"})
     first = make_run(here, there)

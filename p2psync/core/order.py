@@ -50,21 +50,26 @@ def whole_folders(transitions: Iterable[Transition]) -> dict[bytes, list[Transit
 
     Each with its transitions, and those of all that is below it.
     """
-    folders: set[bytes] = set()
-    stays: set[bytes] = set()
     steps = list(transitions)
-    for step in steps:
-        if step.wanted.alive or step.after or step.resolution:
-            stays.update(ancestors(step.path))
-        elif step.expected is not None and step.expected.kind is Kind.DIRECTORY:
-            folders.add(step.path)
-    folders -= stays
+    folders = {
+        step.path
+        for step in steps
+        if not _stays(step) and step.expected is not None and step.expected.kind is Kind.DIRECTORY
+    }
+    for step in steps if folders else ():
+        if _stays(step):
+            folders.difference_update(ancestors(step.path))
     found: dict[bytes, list[Transition]] = {}
     for step in steps if folders else ():
         inside = [folder for folder in (*ancestors(step.path), step.path) if folder in folders]
         if inside and step.expected is not None and step.expected.alive:
             found.setdefault(min(inside, key=len), []).append(step)
     return {top: below for top, below in found.items() if len(below) >= WHOLE_FOLDER}
+
+
+def _stays(step: Transition) -> bool:
+    """Does something stay, or come to be, at this path, or does more depend on it than that it goes?"""
+    return bool(step.wanted.alive or step.after or step.resolution)
 
 
 def moves(transitions: Iterable[Transition]) -> dict[bytes, bytes]:
