@@ -20,9 +20,9 @@ from xxhash import xxh3_64_digest, xxh3_128
 from p2psync.core.chunking import HASH_BYTES, Chunks, sampled, unit_of, windows
 from p2psync.core.model import Digest
 from p2psync.core.replica import Cuts
-from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, blocks_of
+from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, blocks_of, exists
 
-_RULES = 1
+_RULES = 2
 """Of cutting. What was cut by others is of no use: raise `wire.PROTOCOL` as well."""
 KEEP_SECONDS = 30 * 24 * 3600.0
 """How long the chunks of what is in no file of the tree any more are remembered."""
@@ -102,6 +102,16 @@ def hashes_of_some(fd: int, size: int) -> bytes:
     return bytes(found)
 
 
+SAMPLED = b""
+"""The hash of no chunk: tells that contents were sampled, whatever that came to."""
+
+
+def samples_of(digest: Digest, hashes: bytes) -> Iterator[tuple[bytes, Digest]]:
+    """Yield what is remembered of some chunks of contents, or of all: hash and digest."""
+    yield SAMPLED, digest
+    yield from ((value, digest) for value in sampled(hashes))
+
+
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
     rules: int
     unit: int
@@ -149,11 +159,10 @@ class ChunkLists:
         new, self._new = self._new, []
         for digest in new:
             stored = self._stored(digest)
-            yield from ((value, digest) for value in sampled(stored.cuts.hashes if stored else b""))
+            yield from samples_of(digest, stored.cuts.hashes if stored else b"")
 
-    def collect(self, is_held: Callable[[Digest], bool]) -> list[Digest]:
-        """Forget what has not been in any file of the tree for long; return its digests."""
-        gone = []
+    def collect(self, is_held: Callable[[Digest], bool]) -> None:
+        """Forget what has not been in any file of the tree for long."""
         old = time.time() - KEEP_SECONDS
         for name in os.listdir(self._fd):
             with contextlib.suppress(OSError, ValueError):
@@ -161,5 +170,7 @@ class ChunkLists:
                     Digest(bytes.fromhex(name))
                 ):
                     os.unlink(name, dir_fd=self._fd)
-                    gone.append(Digest(bytes.fromhex(name)))
-        return gone
+
+    def has(self, digest: Digest) -> bool:
+        """Is it known how contents are cut, by whatever unit?"""
+        return exists(os.fsencode(digest.hex()), self._fd)

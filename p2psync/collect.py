@@ -81,10 +81,10 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.past.set_collected(int(now))
-        forgotten = self._lists.collect(lambda digest: any(self._manifest.holders(digest)))
-        if forgotten:
-            with self._manifest.transaction():
-                self._manifest.forget_samples(forgotten)
+        self._lists.collect(lambda digest: any(self._manifest.holders(digest)))
+        with self._manifest.transaction():
+            unheld = self._manifest.samples_of_nothing()
+            self._manifest.forget_samples([digest for digest in unheld if not self._lists.has(digest)])
         self._left_over.tidy()
         trouble = self._remove(gone)
         texts = self._forget_texts()  # last: it takes room to give some

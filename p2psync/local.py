@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from p2psync import history
+from p2psync.alike import Alike
 from p2psync.apply import Applier
 from p2psync.bases import Bases
 from p2psync.chunks import ChunkLists
@@ -191,6 +192,7 @@ class LocalReplica:
             self._lists = ChunkLists(sidecar)
             self._close.callback(self._lists.close)
             self._sender = Sender(self._manifest, self.contents, self._lists)
+            self._alike = Alike(self._manifest, self.contents, self._lists)
             self._held = Held(self.contents, self._lists, self._stage.left_over.opened)
             self._close.callback(self._held.close)
             self._collector = Collector(
@@ -221,6 +223,8 @@ class LocalReplica:
         self._foreseen = Foreseen(self._manifest)
         self._scanned: dict[bytes, Entry] = {}
         """What the last scan found changed, until it is asked for once, or something else has changed it."""
+        self._taken_in = 0
+        """Up to which sequence number the other side had taken in what is here, as it said last."""
         self._before_scan = 0
         """The sequence number of the newest change before that."""
         self._scan_seq = 0
@@ -378,6 +382,7 @@ class LocalReplica:
 
     def changes(self, since: int) -> Iterator[list[Change]]:
         """Yield all newer entries that are not ignored; see `Replica.changes`."""
+        self._taken_in = since
         batch = []
         for change in self._changes(since):
             if not self._is_ignored(Name(change.path, change.entry.kind is Kind.DIRECTORY)):
@@ -530,7 +535,7 @@ class LocalReplica:
 
     def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
         """Return what contents may be made of; see `Replica.alike`."""
-        return self._sender.alike(likes)
+        return self._alike.find(likes, self._taken_in)
 
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
         """Yield contents as what differs from what is held there; see `Replica.differences`."""

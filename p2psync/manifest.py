@@ -21,7 +21,7 @@ import msgspec
 from p2psync.columns import ENTRY, blob, decoded, entry_columns, entry_of, row_of
 from p2psync.core.model import Digest, Entry, Extent, Record, Row
 from p2psync.core.paths import join, split
-from p2psync.core.replica import Change, Identity, Mark, Point
+from p2psync.core.replica import Change, Content, Identity, Mark, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, is_sound, told
 from p2psync.errors import Damaged, ReplicaError
@@ -671,7 +671,7 @@ class Manifest:
     # -- large contents
 
     def add_samples(self, samples: Iterable[tuple[bytes, Digest]]) -> None:
-        """Remember chunks, by their hashes, and in which contents they are."""
+        """Remember chunks, by their hashes, and in which contents they are; see `chunks.samples_of`."""
         self._db.executemany("INSERT OR IGNORE INTO sample VALUES (?, ?)", samples)
 
     def has_samples(self) -> bool:
@@ -687,6 +687,23 @@ class Manifest:
             rows = self._db.execute(f"SELECT digest FROM sample WHERE hash IN ({marks})", chunk)
             found.update(digest for (digest,) in rows)
         return [digest for digest, _ in found.most_common(most)]
+
+    def unsampled(self, since: int, least: int, most: int) -> list[tuple[bytes, Content]]:
+        """Return the files not changed after `since`, from `least` to `most` bytes, that were not sampled."""
+        found = self._db.execute(
+            "SELECT path, name, digest, size FROM entry JOIN directory ON directory.id = entry.directory"
+            " WHERE kind = 1 AND seq <= ? AND size BETWEEN ? AND ? AND NOT EXISTS"
+            " (SELECT 1 FROM sample WHERE hash = x'' AND sample.digest = entry.digest)",
+            (since, least, most),
+        )
+        return [(join(folder, name), Content(digest, size)) for folder, name, digest, size in found]
+
+    def samples_of_nothing(self) -> list[Digest]:
+        """Return what contents were sampled that are in no file any more."""
+        found = self._db.execute(
+            "SELECT DISTINCT digest FROM sample WHERE digest NOT IN (SELECT digest FROM entry WHERE kind = 1)"
+        )
+        return [digest for (digest,) in found]
 
     def forget_samples(self, digests: Sequence[Digest]) -> None:
         """Forget the chunks of these contents."""

@@ -8,11 +8,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from p2psync.chunks import ChunkLists, Cutter, cut_file, hashes_of_some
+from p2psync.chunks import ChunkLists, Cutter, cut_file
 from p2psync.contents import Contents
-from p2psync.core.chunking import MOST_BASES, WORTH_BYTES, Chunks, Index, parts, sampled, unit_of
+from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
 from p2psync.core.model import Digest
-from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, Content, Like, More, Piece, Source, Want
+from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, More, Piece, Source, Want
 from p2psync.manifest import Manifest
 
 
@@ -50,29 +50,6 @@ class Sender:
     def _opened(self, digest: Digest, first: bytes | None = None) -> AbstractContextManager[int | None]:
         """Open contents that are to be sent: what was written to would be sent for nothing, at every sync."""
         return self._contents.opened(digest, self._contents.is_as_known, first)
-
-    def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
-        """Return what contents may be made of; see `Replica.alike`."""
-        return [self._alike(content, bases) for content, bases in likes]
-
-    def _alike(self, content: Content, bases: Sequence[Digest]) -> list[Digest]:
-        unit = unit_of(content.size)
-        found = bases or self._like(content)
-        return [digest for digest in found if self._lists.get(digest, unit)][:MOST_BASES]
-
-    def _like(self, content: Content) -> list[Digest]:
-        """Return other contents that have chunks in common with these, the likest first."""
-        if not self._manifest.has_samples():
-            return []
-        with self._contents.opened(content.digest) as fd:
-            if fd is None:
-                return []
-            try:
-                some = sampled(hashes_of_some(fd, content.size))
-            except OSError:  # it cannot be read, which will show
-                return []
-        found = self._manifest.with_samples(some, MOST_BASES + 1)
-        return [digest for digest in found if digest != content.digest]
 
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
         """Yield contents as what differs from what is held there; see `Replica.differences`."""

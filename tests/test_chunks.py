@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,14 @@ from pyfastcdc.cy import FastCDC as Compiled
 from pyfastcdc.py import FastCDC as Plain
 from xxhash import xxh3_64_hexdigest
 
-from p2psync import chunks, held, sync
+from p2psync import alike, chunks, held
+from p2psync import sync as syncing
 from p2psync.chunks import ChunkLists, Cutter, cut_all
 from p2psync.connect import connect_local
 from p2psync.core.chunking import Chunks
-from p2psync.core.model import Resolution
-from p2psync.core.replica import Ask, Piece, Source, Want
+from p2psync.core.chunking import sampled as some_of
+from p2psync.core.model import Digest, Resolution
+from p2psync.core.replica import Ask, Like, Piece, Source, Want
 from p2psync.core.retention import Limits
 from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import PeerError
@@ -38,6 +40,7 @@ from tests.support import (
     new_replica,
     opened,
     snapshot,
+    sync,
     sync_open,
     write,
 )
@@ -144,6 +147,151 @@ def test_a_new_file_is_made_of_any_that_was_sent(pair: tuple[Path, Path], data: 
     assert synced(*pair).transferred < 2 * SMALL_CHANGE
 
 
+Seed = Callable[[Path, Path], None]
+
+
+def received(here: Path, there: Path) -> None:
+    (there / "file").write_bytes(DATA)
+    synced(here, there)
+
+
+def taken(here: Path, there: Path) -> None:
+    (there / "file").write_bytes(DATA)
+    sync(here, there)
+
+
+def seeded(here: Path, there: Path) -> None:
+    for root in (here, there):
+        (root / "file").write_bytes(DATA)
+        os.utime(root / "file", (1, 1))
+    synced(here, there)
+
+
+@pytest.mark.parametrize("seed", [received, taken, seeded])
+@pytest.mark.parametrize("path", ["beside", "elsewhere/file"])
+@pytest.mark.parametrize(
+    "data", [INSERTED, OVERWRITTEN, DATA + b"x"], ids=["inserted", "overwritten", "appended"]
+)
+def test_a_new_file_is_made_of_one_that_both_sides_have_however_it_came(
+    tmp_path: Path, seed: Seed, path: str, data: bytes
+) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    seed(here, there)
+    (here / path).parent.mkdir(exist_ok=True)
+    (here / path).write_bytes(data)
+    assert synced(here, there).transferred < SMALL_CHANGE
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the files that are sampled."""
+    sizes: list[int] = []
+
+    def hashes_of_some(fd: int, size: int) -> bytes:
+        sizes.append(size)
+        return chunks.hashes_of_some(fd, size)
+
+    monkeypatch.setattr(alike, "hashes_of_some", hashes_of_some)
+    return sizes
+
+
+def test_a_file_is_sampled_once(pair: tuple[Path, Path], sampled: list[int]) -> None:
+    for number in range(3):
+        (pair[1] / f"large-{number}").write_bytes(noise((1 << 20) - 1, number))
+    synced(pair[1], pair[0])
+    assert sorted(sampled) == [(1 << 20) - 1] * 3 + [1 << 20]  # what is sent, and what was received
+    sampled.clear()
+    for number in range(3):
+        (pair[1] / f"new-{number}").write_bytes(noise((1 << 20) - 2, number))
+        synced(pair[1], pair[0])
+    assert sampled == [(1 << 20) - 2] * 3
+
+
+def test_what_is_in_the_same_folder_is_sampled_first_and_then_what_is_as_large(
+    tmp_path: Path, sampled: list[int]
+) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    sizes = [300_000 + number for number in range(20)]  # of which one is as large as what comes
+    make_tree(there, {b"%d" % size: noise(size, size) for size in sizes} | {b"folder/v1": noise(200_000)})
+    synced(here, there)
+    (here / "folder" / "v2").write_bytes(noise(200_000) + noise(100_010, 2))
+    synced(here, there)
+    assert sampled == [200_000, 300_010, 300_010]
+
+
+def test_no_more_is_read_to_find_what_is_alike_than_would_be_sent_nor_many_files(
+    pair: tuple[Path, Path], sampled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        (pair[1] / f"large-{number}").write_bytes(noise(1 << 20, 10 + number))
+    synced(*pair)
+    sampled.clear()
+    (pair[0] / "new").write_bytes(noise(3 << 20, 2))
+    synced(*pair)
+    assert sampled == [1 << 20] * 3 + [3 << 20]
+    sampled.clear()
+    monkeypatch.setattr(alike, "_AT_ONCE", 2)
+    (pair[0] / "newer").write_bytes(noise(5 << 20, 3))
+    synced(*pair)
+    assert sampled == [1 << 20] * 2 + [5 << 20]
+
+
+def test_where_the_other_side_has_nothing_yet_nothing_is_sampled(tmp_path: Path, sampled: list[int]) -> None:
+    tree = {b"%d" % number: noise(1 << 18, number) for number in range(5)}
+    synced(new_replica(tmp_path / "here", tree), new_replica(tmp_path / "there"))
+    assert sampled == []
+
+
+def test_a_file_that_is_written_to_is_not_sampled(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    edited(pair[1] / "other", noise(3 << 20, 5))
+    synced(*pair)
+    (pair[0] / "new").write_bytes(noise(3 << 20, 5) + b"x")
+    with opened(pair[0]) as home, contextlib.closing(far(pair[1])) as peer:
+        real = home.alike
+
+        def written_to(likes: Sequence[Like]) -> list[list[Digest]]:
+            edited(pair[0] / "other", noise(3 << 20, 6))
+            return real(likes)
+
+        home.alike = written_to  # type: ignore[method-assign]
+        assert sync_open(home, peer).transferred == (3 << 20) + 1
+        assert home.manifest.with_samples(some_of(hashes_of(noise(3 << 20, 6))), 4) == []
+    synced(*pair)
+
+
+def test_a_file_that_is_not_what_it_was_is_not_taken_for_what_is_held(pair: tuple[Path, Path]) -> None:
+    edited(pair[1] / "other", noise(1 << 20, 5))
+    synced(*pair)
+    (pair[0] / "new").write_bytes(noise(1 << 20, 5) + b"x")
+    stat = (pair[0] / "other").stat()
+    with opened(pair[0]) as home, contextlib.closing(far(pair[1])) as peer:
+        real = home.alike
+
+        def lost(likes: Sequence[Like]) -> list[list[Digest]]:
+            (pair[0] / "other").write_bytes(noise(1 << 19, 5) + bytes(1 << 19))  # the disk says nothing
+            os.utime(pair[0] / "other", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            return real(likes)
+
+        home.alike = lost  # type: ignore[method-assign]
+        assert sync_open(home, peer).transferred == (1 << 20) + 1
+    assert (pair[1] / "new").read_bytes() == noise(1 << 20, 5) + b"x"
+
+
+def test_a_small_part_of_a_much_larger_file_is_sent(pair: tuple[Path, Path]) -> None:
+    edited(pair[1] / "other", noise(1 << 20, 5))
+    synced(*pair)
+    (pair[0] / "part").write_bytes(noise(1 << 20, 5)[: 1 << 17])
+    (pair[0] / "whole").write_bytes(noise(1 << 20, 6))
+    assert synced(*pair).transferred == (1 << 17) + (1 << 20)
+
+
+def hashes_of(data: bytes) -> bytes:
+    fd = os.memfd_create("data")
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return cut_all(fd, UNIT)[1].hashes
+
+
 def test_a_new_file_is_made_of_several(pair: tuple[Path, Path]) -> None:
     other = noise(1 << 20, 2)
     (pair[0] / "other").write_bytes(other)
@@ -164,6 +312,31 @@ def test_what_a_file_may_be_made_of_is_forgotten_when_it_is_in_no_file_any_more(
     with opened(pair[0]) as home:
         home.collect(Limits(days=0, percent=0))
         assert not home.manifest.has_samples()
+
+
+def test_samples_of_what_is_in_no_file_any_more_are_forgotten(pair: tuple[Path, Path]) -> None:
+    (pair[0] / "new").write_bytes(noise(1 << 20, 2))
+    (pair[1] / "new too").write_bytes(noise(1 << 20, 3))
+    synced(*pair)
+    (pair[1] / "newer").write_bytes(noise(1 << 20, 4))
+    synced(*pair)
+    with opened(pair[1]) as peer:
+        assert samples_known(peer, DATA)
+    (pair[0] / "file").unlink()
+    synced(*pair)
+    with opened(pair[1]) as peer:
+        assert samples_known(peer, DATA)
+        peer.collect(Limits(days=0, percent=0))
+        assert not samples_known(peer, DATA)
+    (pair[1] / "new too").unlink()
+    synced(*pair)
+    with opened(pair[1]) as peer:
+        peer.collect(Limits(days=0, percent=0))
+        assert samples_known(peer, noise(1 << 20, 3))  # as long as it is known how it is cut
+
+
+def samples_known(replica: LocalReplica, data: bytes) -> bool:
+    return replica.manifest.with_samples([chunks.SAMPLED], 100).count(digest(data)) == 1
 
 
 def test_what_the_other_side_does_not_hold_any_more_is_sent(pair: tuple[Path, Path]) -> None:
@@ -455,7 +628,7 @@ def test_large_contents_are_asked_about_some_at_once_and_all_that_have_no_bases(
         for number in range(17):
             with (here / f"file-{number}").open("ab") as file:
                 file.write(b"more")
-    monkeypatch.setattr(sync, "LARGE_BATCH_BYTES", (most << 18) + 1000)
+    monkeypatch.setattr(syncing, "LARGE_BATCH_BYTES", (most << 18) + 1000)
     count = 0
     real = LocalReplica.sources
 
@@ -559,11 +732,12 @@ def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(
     assert lists.get(digest(b"held"), UNIT) == one
     assert lists.get(digest(b"held"), 2 * UNIT) is None
     assert lists.get(digest(b"other"), UNIT) is None
-    assert lists.collect(lambda found: found == digest(b"held")) == []
+    lists.collect(lambda found: found == digest(b"held"))
     assert lists.get(digest(b"gone"), UNIT) == one
     monkeypatch.setattr(chunks, "KEEP_SECONDS", -1.0)
-    assert lists.collect(lambda found: found == digest(b"held")) == [digest(b"gone")]
+    lists.collect(lambda found: found == digest(b"held"))
     assert lists.get(digest(b"held"), UNIT) == one
     assert lists.get(digest(b"gone"), UNIT) is None
+    assert (lists.has(digest(b"held")), lists.has(digest(b"gone"))) == (True, False)
     lists.close()
     os.close(fd)

@@ -40,6 +40,7 @@ MAY_USE = {  # besides the core, which all may use
     "chunks": "disk",
     "held": "chunks contents disk",
     "sender": "chunks contents manifest",
+    "alike": "chunks contents manifest",
     "collect": "bases chunks contents disk history leftover manifest past",
     "undo": "disk errors local manifest past",
     "render_log": "local undo words",
@@ -68,8 +69,8 @@ MAY_USE = {  # besides the core, which all may use
     "manifest": "columns database errors past",
     "watcher": "scan",
     "foreseen": "apply bases manifest",
-    "local": "apply bases chunks collect config contents disk errors foreseen held history manifest past root"
-    " scan sender stage take watcher",
+    "local": "alike apply bases chunks collect config contents disk errors foreseen held history manifest"
+    " past root scan sender stage take watcher",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",

@@ -22,7 +22,7 @@ _MAX_UNIT = 1024 * 1024
 _MOST_CHUNKS = 1 << 16
 MOST_BASES = 4
 """Files that contents are looked for in."""
-_MOST_TIMES = 4
+MOST_TIMES = 4
 """A base is no larger than so many times what is made of it: all of it is read, and its chunks are told."""
 _SAMPLE = 8
 """One of so many chunks is looked up to find files that are alike."""
@@ -35,10 +35,11 @@ _RUN_BYTES = 32 << 20
 def unit_of(size: int) -> int:
     """Return the unit by which a file of so many bytes is cut: chunks have half as much again on average.
 
-    It grows with the file, so that what has to be known of one has a limit.
+    It grows with the file, so that what has to be known of one has a limit. Disk images are as large as a
+    power of two, and grow by a little: there it does not change.
     """
     unit = _UNIT
-    while unit < _MAX_UNIT and size > unit * _MOST_CHUNKS:
+    while unit < _MAX_UNIT and size > unit * _MOST_CHUNKS * 7 // 8:
         unit *= 2
     return unit
 
@@ -178,9 +179,9 @@ def likely_bases(
         folder, name = split(step.path)
         replaced[step.wanted.digest] += (going.get(name) or going.get(folder + b"/", []))[:MOST_BASES]
     return {
-        digest: list(
-            dict.fromkeys(base.digest for base in bases if base.size <= _MOST_TIMES * sizes[digest])
-        )[:MOST_BASES]
+        digest: list(dict.fromkeys(base.digest for base in bases if base.size <= MOST_TIMES * sizes[digest]))[
+            :MOST_BASES
+        ]
         for digest, bases in replaced.items()
     }
 

@@ -92,8 +92,14 @@ def test_of_nothing_held_all_is_data() -> None:
 @pytest.mark.parametrize("size", [0, 1 << 20, 1 << 29, 1 << 31, 1 << 33, 1 << 40])
 def test_a_larger_file_has_larger_chunks_and_not_many_more(size: int) -> None:
     unit = unit_of(size)
-    assert unit == 16 << 10 or size / unit > 1 << 15
+    assert unit == 16 << 10 or size / unit > (1 << 15) * 7 / 8
     assert size / unit <= 1 << 16 or unit == 1 << 20
+
+
+@pytest.mark.parametrize("power", range(20, 41))
+def test_what_is_as_large_as_a_power_of_two_may_grow_and_is_cut_as_before(power: int) -> None:
+    size = 1 << power
+    assert unit_of(size * 7 // 8 + 1) == unit_of(size) == unit_of(size + 1) == unit_of(size * 3 // 2)
 
 
 # -- what to make it of

@@ -1,0 +1,112 @@
+"""Alike: finds what large contents may be made of among what this replica holds, and the other side too.
+
+Of each large file some chunks are remembered, so that the tree is not read for every one that is new. Source:
+M. Lillibridge et al., "Sparse Indexing", 2009.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect
+from collections.abc import Sequence
+
+from p2psync.chunks import ChunkLists, cut_all, hashes_of_some, samples_of
+from p2psync.contents import Contents
+from p2psync.core.chunking import MOST_BASES, MOST_TIMES, WORTH_BYTES, sampled, unit_of, windows
+from p2psync.core.model import Digest
+from p2psync.core.paths import split
+from p2psync.core.replica import Content, Like
+from p2psync.manifest import Manifest
+
+_AT_ONCE = 64
+"""Files that are sampled at most for one question: each takes some milliseconds."""
+
+
+class Alike:
+    """What the large contents of one replica have in common."""
+
+    def __init__(self, manifest: Manifest, contents: Contents, lists: ChunkLists) -> None:
+        self._manifest = manifest
+        self._contents = contents
+        self._lists = lists
+
+    def find(self, likes: Sequence[Like], since: int) -> list[list[Digest]]:
+        """Return what contents may be made of, and it is known here how that is cut; see `Replica.alike`.
+
+        Args:
+            likes: the contents, and of which bases they may be made, if that is known.
+            since: the other side had all that was here up to this sequence number.
+        """
+        new = [content for content, bases in likes if not bases]
+        if new:
+            self._sample_some(new, since)
+        return [self._alike(content, bases) for content, bases in likes]
+
+    def _alike(self, content: Content, bases: Sequence[Digest]) -> list[Digest]:
+        unit = unit_of(content.size)
+        found = bases or self._like(content)
+        if not bases and found and not self._lists.get(found[0], unit):
+            self._cut(found[0], content.size)
+        return [digest for digest in found if self._lists.get(digest, unit)][:MOST_BASES]
+
+    def _like(self, content: Content) -> list[Digest]:
+        """Return other contents that have chunks in common with these, the likest first."""
+        if not self._manifest.has_samples():
+            return []
+        found = self._manifest.with_samples(sampled(self._hashes(content)), MOST_BASES + 1)
+        return [digest for digest in found if digest != content.digest]
+
+    def _cut(self, digest: Digest, size: int) -> None:
+        """Find out how contents are cut, of which others of that size are to be made."""
+        with self._contents.opened(digest, self._contents.is_as_known) as fd:
+            if fd is None or os.fstat(fd).st_size > MOST_TIMES * size:
+                return
+            try:
+                found, chunks = cut_all(fd, unit_of(size))
+            except OSError:  # it cannot be read: something else may be
+                return
+        if found == digest:
+            self._lists.put(digest, unit_of(size), chunks)
+
+    # -- samples
+
+    def _sample_some(self, new: Sequence[Content], since: int) -> None:
+        """Sample files that the other side has too, those that new contents are most likely made of first.
+
+        No more is read for it than would be sent.
+        """
+        left = sum(content.size for content in new)
+        samples: list[tuple[bytes, Digest]] = []
+        for other in self._likely(new, since)[:_AT_ONCE]:
+            if left <= 0:
+                break
+            left -= sum(length for _, length in windows(other.size))
+            samples += samples_of(other.digest, self._hashes(other))
+        if samples:
+            with self._manifest.transaction():
+                self._manifest.add_samples(samples)
+
+    def _likely(self, new: Sequence[Content], since: int) -> list[Content]:
+        """Return what was not sampled yet: first what is in the same folders, then what is as large."""
+        sizes = sorted(content.size for content in new)
+        paths = self._manifest.holder([content.digest for content in new]).values()
+        folders = {split(path)[0] for path in paths}
+
+        def likelihood(other: tuple[bytes, Content]) -> tuple[bool, int]:
+            path, (_, size) = other
+            at = bisect(sizes, size)
+            nearest = min(abs(size - one) for one in sizes[max(at - 1, 0) : at + 1])
+            return split(path)[0] not in folders, nearest
+
+        found = self._manifest.unsampled(since, WORTH_BYTES, MOST_TIMES * sizes[-1])
+        return list(dict.fromkeys(content for _, content in sorted(found, key=likelihood)))
+
+    def _hashes(self, content: Content) -> bytes:
+        """Return the hashes of some chunks of contents; none, if they cannot be read."""
+        with self._contents.opened(content.digest, self._contents.is_as_known) as fd:
+            if fd is None:
+                return b""
+            try:
+                return hashes_of_some(fd, content.size)
+            except OSError:  # which will show
+                return b""
