@@ -76,10 +76,13 @@ _SAMPLE = "CREATE TABLE sample (hash BLOB, digest BLOB, PRIMARY KEY (hash, diges
 _UPGRADES = {1: _SAMPLE}
 """What brings a manifest of an older format to the next one."""
 
+_IS_FILE = "+kind = 1"
+"""For a statement about all files. The plus has SQLite read the table as it lies: by the index of digests
+it would seek each row, which takes twenty times as long."""
 _IS_COMMON = "EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
 """Was a remembered version the present one when the replica was last in step with some other?"""
 _NEEDED_TEXTS = f"""
-SELECT digest FROM entry WHERE kind = 1
+SELECT digest FROM entry WHERE {_IS_FILE}
 UNION ALL SELECT digest FROM remembered WHERE kind = 1 AND path IN (SELECT path FROM conflict)
 UNION ALL SELECT digest FROM (
     SELECT *, row_number() OVER (PARTITION BY path ORDER BY seq DESC) AS place FROM remembered)
@@ -517,7 +520,7 @@ class Manifest:
 
     def files(self) -> int:
         """Return how many files there are."""
-        (count,) = self._db.execute("SELECT count(*) FROM entry WHERE kind = 1").fetchone()
+        (count,) = self._db.execute(f"SELECT count(*) FROM entry WHERE {_IS_FILE}").fetchone()
         return int(count)
 
     # -- runs
@@ -692,7 +695,7 @@ class Manifest:
         """Return the files not changed after `since`, from `least` to `most` bytes, that were not sampled."""
         found = self._db.execute(
             "SELECT path, name, digest, size FROM entry JOIN directory ON directory.id = entry.directory"
-            " WHERE kind = 1 AND seq <= ? AND size BETWEEN ? AND ? AND NOT EXISTS"
+            f" WHERE {_IS_FILE} AND +seq <= ? AND size BETWEEN ? AND ? AND NOT EXISTS"
             " (SELECT 1 FROM sample WHERE hash = x'' AND sample.digest = entry.digest)",
             (since, least, most),
         )
