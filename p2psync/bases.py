@@ -7,6 +7,7 @@ then there is no base, and a conflict is set aside instead of merged.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from xxhash import xxh3_128_digest
 
 from p2psync.core.merge import MAX_TEXT, is_text
 from p2psync.core.model import Digest, Extent
-from p2psync.disk import free_range
+from p2psync.disk import OPEN_FILE, free_range
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -46,7 +47,12 @@ class Bases:
         """
         self._kept = kept
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open("bases", flags, 0o600, dir_fd=sidecar)
+        try:
+            self._fd = os.open("bases", flags, 0o600, dir_fd=sidecar)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            self._fd = os.open("bases", OPEN_FILE, dir_fd=sidecar)
         self._waiting: dict[Digest, bytes] = {}
         self._size = 0
         self._extents: list[Extent] = []

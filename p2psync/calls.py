@@ -223,6 +223,7 @@ FAILURES = {
     for kind in (
         errors.ReplicaError,
         errors.NotAReplica,
+        errors.NoRoom,
         errors.Damaged,
         errors.GuardTripped,
         errors.Locked,

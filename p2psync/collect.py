@@ -11,10 +11,11 @@ from p2psync.bases import BLOCK, Bases
 from p2psync.chunks import ChunkLists
 from p2psync.contents import Contents
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Kind
+from p2psync.core.model import Extent, Kind
 from p2psync.core.paths import split
 from p2psync.core.retention import DAY_SECONDS, Collected, Kept, Limits, expired
 from p2psync.disk import Root, exists
+from p2psync.errors import NoRoom
 from p2psync.history import History
 from p2psync.leftover import LeftOver
 from p2psync.manifest import Manifest
@@ -65,8 +66,7 @@ class Collector:
         """
         now = time.time()
         runs = self._manifest.past.runs()
-        kept = [*(Kept(run.name, run.at, run.size) for run in runs), *self._contents.unrecorded()]
-        gone = expired(kept, now, self._disk(), limits)
+        gone = self._expired(runs, now, limits)
         if dry_run:
             return Collected(gone, self._manifest.old_texts())
         names = {run.run for run in gone}
@@ -74,23 +74,45 @@ class Collector:
             if run.name in names:
                 self._keep_bases(run)
         stay = {run.seq for run in runs if run.name not in names}
-        old = self._manifest.tombstones(int((now - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
-        with self._manifest.transaction():
-            self._manifest.keep(self._bases.flush())
-            self._manifest.past.forget_runs(names)
-            pending = self._manifest.pending()
-            self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
-            self._manifest.past.set_collected(int(now))
-        self._lists.collect(lambda digest: any(self._manifest.holders(digest)))
-        with self._manifest.transaction():
-            unheld = self._manifest.samples_of_nothing()
-            self._manifest.forget_samples([digest for digest in unheld if not self._lists.has(digest)])
+        texts_kept = self._bases.flush()
+        try:
+            self._forget(names, stay, now, texts_kept)
+        except NoRoom:  # what goes has to make it
+            self._remove(gone)
+            self._forget(names, stay, now, texts_kept)
         self._left_over.tidy()
         trouble = self._remove(gone)
+        self._forget_chunks()
         texts = self._forget_texts()  # last: it takes room to give some
         if trouble:
             raise trouble
         return Collected(gone, texts)
+
+    def could_give(self) -> int:
+        """Return how many bytes of history are removed if only the latest run has to stay."""
+        gone = self._expired(self._manifest.past.runs(), time.time(), Limits(days=0))
+        return sum(run.size for run in gone)
+
+    def _expired(self, runs: Iterable[Run], now: float, limits: Limits) -> list[Kept]:
+        kept = [*(Kept(run.name, run.at, run.size) for run in runs), *self._contents.unrecorded()]
+        return expired(kept, now, self._disk(), limits)
+
+    def _forget(self, runs: set[str], stay: set[int], now: float, texts: list[Extent]) -> None:
+        """Forget the runs of these names, and deletions that none of those that stay can bring back."""
+        old = self._manifest.tombstones(int((now - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
+        with self._manifest.transaction():
+            self._manifest.keep(texts)
+            self._manifest.past.forget_runs(runs)
+            pending = self._manifest.pending()
+            self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
+            self._manifest.past.set_collected(int(now))
+
+    def _forget_chunks(self) -> None:
+        """Forget how contents are cut, and what chunks they have, that have been in no file for long."""
+        self._lists.collect(lambda digest: any(self._manifest.holders(digest)))
+        with self._manifest.transaction():
+            unheld = self._manifest.samples_of_nothing()
+            self._manifest.forget_samples([digest for digest in unheld if not self._lists.has(digest)])
 
     def _forget_texts(self) -> int:
         """Forget texts that nobody needs, and keep those elsewhere of whose blocks little is left.

@@ -7,12 +7,26 @@ import os
 import sqlite3
 from typing import Any
 
-from p2psync.errors import Damaged, ReplicaError
+from p2psync.errors import Damaged, NoRoom, ReplicaError
 
 SYNCHRONOUS = "FULL"
 """A commit that has returned outlives a power cut (I8)."""
 DAMAGED = b".damaged"
 """Ends the name of a file that tells that the manifest is."""
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+_LOG_ENDS = (b"-wal", b"-journal")
+"""End the names of the files that hold what is not in the database yet, or must leave it again."""
+_TRIES = 100
+"""For a copy of a database that others write to meanwhile."""
+
+
+def no_room(file: bytes) -> NoRoom:
+    """Return the error of a disk that has no room for what must be written to a manifest."""
+    sidecar = os.path.dirname(os.path.abspath(file))
+    return NoRoom(
+        f"there is no room on the disk of {os.fsdecode(os.path.dirname(sidecar))}, where p2psync has to write"
+        f" what it knows: delete something there ({os.fsdecode(sidecar)}/history has what was replaced)"
+    )
 
 
 class _Cursor(sqlite3.Cursor):
@@ -31,6 +45,9 @@ class Database(sqlite3.Connection):
     """A connection with such cursors."""
 
     file: bytes = b""
+    """Is marked if it turns out to be damaged."""
+    place: bytes = b""
+    """Where it is."""
 
     def cursor(self, factory: Any = _Cursor) -> Any:  # noqa: ANN401
         """As sqlite3 has it."""
@@ -62,6 +79,8 @@ class told:  # noqa: N801 - a class, for it is entered for every row
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, sqlite3.Error):
             return
+        if getattr(error, "sqlite_errorcode", None) in _FULL:
+            raise no_room(getattr(self._connection, "place", b"")) from error
         if type(error) is not sqlite3.DatabaseError:  # none of its kinds: the file itself is damaged
             raise ReplicaError(f"the manifest cannot be used: {error}") from error
         file = getattr(self._connection, "file", b"")
@@ -76,14 +95,10 @@ def connect(file: bytes) -> sqlite3.Connection:
 
     Raises:
         Damaged: it is no database any more.
+        NoRoom: there is none to work with it.
         ReplicaError: it cannot be used.
     """
-    try:
-        connection = sqlite3.connect(
-            os.fsdecode(file), timeout=10, isolation_level=None, check_same_thread=False, factory=Database
-        )
-    except sqlite3.Error as error:
-        raise ReplicaError(f"the manifest cannot be used: {error}") from error
+    connection = _opened(os.fsdecode(file), file)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
@@ -94,6 +109,73 @@ def connect(file: bytes) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def copied(file: bytes) -> sqlite3.Connection:
+    """Return a copy in memory of a database beside which nothing can be written, as SQLite has to.
+
+    Others may write to it meanwhile, also to one on a disk that is read-only here.
+
+    Raises:
+        Damaged: it is no database any more.
+        ReplicaError: it cannot be read.
+    """
+    for _ in range(_TRIES):
+        before = _state(file)
+        # Whose log is there, it is open, or who had it open was killed: the log has to be read, and there are
+        # locks. Else nobody has it open, and nothing is locked.
+        how = "mode=ro" if any(before[1:]) else "immutable=1"
+        memory = _opened(":memory:", file)
+        try:
+            with told(memory), contextlib.closing(_opened(f"file:{_quoted(file)}?{how}", file)) as source:
+                source.backup(memory)
+            memory.execute("PRAGMA user_version").fetchone()
+        except Damaged:
+            memory.close()
+            if _state(file) == before:
+                raise
+            continue
+        except ReplicaError:
+            memory.close()
+            raise
+        if any(before[1:]) or _state(file) == before:
+            return memory
+        memory.close()
+    raise ReplicaError("the manifest cannot be read: others write to it all the time")
+
+
+def _opened(name: str, file: bytes) -> Database:
+    try:
+        connection = sqlite3.connect(
+            name,
+            timeout=10,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Database,
+            uri=name.startswith("file:"),
+        )
+    except sqlite3.Error as error:
+        raise ReplicaError(f"the manifest cannot be used: {error}") from error
+    connection.place = file
+    return connection
+
+
+def _state(file: bytes) -> tuple[object, ...]:
+    """Return what changes when somebody writes to a database: first of it, then whether it has a log."""
+    st = os.stat(file)
+    state: list[object] = [(st.st_ino, st.st_size, st.st_mtime_ns)]
+    for end in _LOG_ENDS:
+        try:
+            state.append(os.stat(file + end).st_size > 0)
+        except FileNotFoundError:
+            state.append(False)
+    return tuple(state)
+
+
+def _quoted(file: bytes) -> str:
+    from urllib.parse import quote  # costs milliseconds, and is rarely needed
+
+    return quote(os.path.abspath(file))
 
 
 def is_sound(database: sqlite3.Connection) -> bool:

@@ -333,12 +333,30 @@ def begin_to_write(fd: int, offset: int, size: int) -> None:
         begin(fd, wide(offset), wide(size), 2)  # SYNC_FILE_RANGE_WRITE in <linux/fs.h>; it may fail
 
 
+def free_on(fd: int) -> int:
+    """Return how many bytes anyone may still write to the disk of an open file; root may often write more."""
+    disk = os.fstatvfs(fd)
+    return disk.f_bavail * disk.f_frsize
+
+
+def allocate(fd: int, size: int) -> None:
+    """Have the disk set aside `size` bytes for an empty open file.
+
+    Raises:
+        OSError: it has not so many.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+    else:
+        write_all(fd, bytes(size))
+
+
 def free_range(fd: int, offset: int, size: int) -> None:
     """Make a part of a file a hole, so that its space is free; where that cannot be done it stays."""
-    allocate = getattr(_libc(), "fallocate", None)
-    if allocate is not None:
+    change = getattr(_libc(), "fallocate", None)
+    if change is not None:
         wide = ctypes.c_int64
-        allocate(fd, 3, wide(offset), wide(size))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+        change(fd, 3, wide(offset), wide(size))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 
 
 def digest_of(fd: int) -> Digest:

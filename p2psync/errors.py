@@ -8,6 +8,7 @@ why and what to do next.
     ├── NotFound              3   there is no such run or version (in `undo`)
     ├── ReplicaError          3   a root or its sidecar cannot be used
     │   ├── NotAReplica       3   there is no sidecar
+    │   ├── NoRoom            3   its disk is full
     │   └── Damaged           3   the manifest is no database any more
     ├── GuardTripped          4   it would do too much harm if it were a mistake
     ├── Locked                6   another run has the replica
@@ -48,6 +49,10 @@ class ReplicaError(P2PSyncError):
 
 class NotAReplica(ReplicaError):
     """There is no sidecar at the root."""
+
+
+class NoRoom(ReplicaError):
+    """The disk takes no more of what has to be written in the sidecar."""
 
 
 class Damaged(ReplicaError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -56,6 +57,7 @@ from p2psync.core.replica import (
 )
 from p2psync.core.retention import Collected, Limits
 from p2psync.core.vector import MAX_AHEAD_SECONDS, NOTHING, ReplicaId, Stamp
+from p2psync.database import no_room
 from p2psync.disk import (
     OPEN_DIRECTORY,
     OPEN_FILE,
@@ -71,11 +73,13 @@ from p2psync.held import Held
 from p2psync.history import History
 from p2psync.manifest import Manifest, PeerRecord
 from p2psync.past import Run
+from p2psync.reserve import Reserve, has_room
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
 from p2psync.sender import Sender
 from p2psync.stage import Stage
 from p2psync.take import take
+from p2psync.words import size_of
 
 if TYPE_CHECKING:
     from p2psync.watcher import Watcher
@@ -132,13 +136,17 @@ def _default_name(root: bytes) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
+def _manifest_of(root: bytes) -> bytes:
+    return os.path.join(root, SIDECAR, b"manifest.db")
+
+
 def _open_manifest(root: bytes, sidecar: int, lock: bool) -> Manifest:
     """Open the manifest; make it anew if it was lost or damaged.
 
     Raises:
         Damaged: it is, and this is not the one who may mend it.
     """
-    file = os.path.join(root, SIDECAR, b"manifest.db")
+    file = _manifest_of(root)
     try:
         if exists(b"manifest.db", sidecar) or not lock:
             return Manifest.open(file)
@@ -158,16 +166,19 @@ class LocalReplica:
 
         Args:
             root: a directory with a sidecar.
-            lock: keep all other runs out until `close`; False only to look at it.
+            lock: keep all other runs out until `close`; False only to look at it. Of one on a disk that is
+                read-only no more can be done.
             cleans: remove history that is too old or too much, when a sync is over.
             watcher: knows where something happened since the last scan: nothing else is looked at.
 
         Raises:
             NotAReplica: there is no such directory, or it has no sidecar.
             Locked: another run has it.
+            NoRoom: its disk is full.
             ReplicaError: it cannot be opened.
         """
         shown = os.fsdecode(root)
+        self._path = root
         self._close = contextlib.ExitStack()
         try:
             self._root = Root.open(root)
@@ -176,12 +187,22 @@ class LocalReplica:
             self._close.callback(os.close, sidecar)
             if not is_sidecar(os.path.join(root, SIDECAR)):
                 raise FileNotFoundError
+            self._is_read_only = bool(os.fstatvfs(sidecar).f_flag & os.ST_RDONLY)
+            lock = lock and not self._is_read_only
+            self._reserve = Reserve(sidecar)
             if lock:
                 self._lock(sidecar, shown)
-            self._manifest = _open_manifest(root, sidecar, lock)
-            self._close.callback(self._manifest.close)
-            if not is_open(b"manifest.db", sidecar):
-                raise ReplicaError(f"{shown} was moved while it was opened")
+                self._close.callback(self._reserve.take_back)
+                if not self._reserve.lend():
+                    raise no_room(_manifest_of(root))
+            if self._is_read_only or not (lock or has_room(sidecar)):
+                self._manifest = Manifest.open(_manifest_of(root), copy=True)
+                self._close.callback(self._manifest.close)
+            else:
+                self._manifest = _open_manifest(root, sidecar, lock)
+                self._close.callback(self._manifest.close)
+                if not is_open(b"manifest.db", sidecar):
+                    raise ReplicaError(f"{shown} was moved while it was opened")
             self._stage = Stage(sidecar)
             self._close.callback(self._stage.close)
             self._history = History(sidecar)
@@ -211,6 +232,8 @@ class LocalReplica:
             raise NotAReplica(f"{shown} is not a replica: `p2psync init {shown}` makes it one") from error
         except OSError as error:
             self._close.close()
+            if error.errno == errno.ENOSPC:
+                raise no_room(_manifest_of(root)) from error
             raise ReplicaError(f"cannot open the replica {shown}: {error.strerror}") from error
         except BaseException:
             self._close.close()
@@ -229,7 +252,6 @@ class LocalReplica:
         """The sequence number of the newest change before that."""
         self._scan_seq = 0
         """The sequence number of the newest of that."""
-        self._path = root
         self._cleans = cleans
         self._watcher = watcher
         self.neighbour: bytes | None = None
@@ -282,6 +304,8 @@ class LocalReplica:
 
     def scan(self, keep: bool, doubt: bool = False) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
+        if keep:
+            self._must_be_writable()
         try:
             return self._scan(keep, doubt)
         except BaseException:
@@ -289,6 +313,19 @@ class LocalReplica:
             if self._watcher:
                 self._watcher.failed()
             raise
+
+    def _must_be_writable(self) -> None:
+        """Refuse what could not be remembered: a mark that is forgotten would be used twice (I2).
+
+        Raises:
+            ReplicaError: the disk is read-only.
+        """
+        if self._is_read_only:
+            raise ReplicaError(
+                f"the disk of {os.path.abspath(os.fsdecode(self._path))} is read-only, and what is done with"
+                " a replica is remembered there: mount it for writing, or use a copy of it (`cp -a`). To look"
+                " at it, and to compare with it (`p2psync diff`, `p2psync sync -n`), needs neither"
+            )
 
     def _scan(self, keep: bool, doubt: bool) -> Scanned:
         self._manifest.roll_back()  # of a dry run
@@ -444,7 +481,7 @@ class LocalReplica:
         self._manifest.roll_back()
         self._transitions = transitions
         self._foreseen = Foreseen(self._manifest, transitions)
-        with _staging():
+        with self._staging():
             wanted = self._stage.expect(coming, tight, waiting)
             if not self.newest():  # nothing is known here, so nothing is held
                 return wanted
@@ -476,33 +513,45 @@ class LocalReplica:
 
         return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}
 
-    def _weigh(self, transitions: Sequence[Transition]) -> tuple[bool, set[bytes]]:
+    def _weigh(self, transitions: Sequence[Transition]) -> tuple[bool, dict[bytes, str]]:
         """Look, before anything is written, whether there is room for what comes.
 
         Returns:
-            Whether that is so only if what broken runs left goes, and the paths of a few large files that
-            have to wait even then.
+            Whether that is so only if what broken runs left goes, and a few large files that have to wait
+            even then: their paths, and why.
 
         Raises:
             GuardTripped: more would have to wait than a few.
         """
         disk = os.fstatvfs(self._root.fd)
-        free = disk.f_bavail * disk.f_frsize
-        room = free - min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
+        stays = self._reserve.lent + min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
+        room = max(0, disk.f_bavail * disk.f_frsize - stays)
         coming = [step for step in transitions if needs_content(step)]
         if not coming or (needed := sum(step.wanted.size + ENTRY_BYTES for step in coming)) <= room:
-            return False, set()
+            return False, {}
         sizes = {step.path: step.wanted.size + ENTRY_BYTES for step in coming}
-        left = self._stage.size()  # what a run that died has left there counts: it is used, or removed
-        waiting = too_large(sizes, room + left)
+        most = room + self._stage.size()  # what a run that died has left counts: it is used, or removed
+        waiting = too_large(sizes, most)
         if waiting is None:
             largest = os.fsdecode(max(sizes, key=sizes.__getitem__))
             raise GuardTripped(
-                f"{os.fsdecode(self._path)} has {(free + left) >> 20} MiB free, and {needed >> 20} MiB are"
-                " needed. Nothing was changed: make room there (`p2psync gc` removes old history) and sync"
-                f" again, or leave out what is large (--max-size, --exclude), as {printable(largest)} is"
+                f"{os.fsdecode(self._path)} has room for {size_of(most)}, and {size_of(needed)} are needed."
+                f" Nothing was changed: make room there{self._by_gc(needed - most)} and sync again, or leave"
+                f" out what is large (--max-size, --exclude), as {printable(largest)} is"
             )
-        return needed - sum(map(sizes.__getitem__, waiting)) > room, waiting
+        needed -= sum(map(sizes.__getitem__, waiting))
+        rest = most - needed
+        return needed > room, {
+            path: f"there is no room for it: it takes {size_of(sizes[path])}, and beside all else that comes"
+            f" {size_of(rest)} are left; make room there{self._by_gc(sizes[path] - rest)}, or leave it out"
+            " (--max-size)"
+            for path in waiting
+        }
+
+    def _by_gc(self, lacking: int) -> str:
+        """Return how to get so many bytes from the history, if it has them."""
+        size = self._collector.could_give()
+        return f" (`p2psync gc --days 0` removes {size_of(size)} of history)" if size >= lacking else ""
 
     def _stage_own(self, content: Content, holder: bytes | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
@@ -521,7 +570,7 @@ class LocalReplica:
 
     def take(self) -> Iterator[Taken]:
         """Stage what is in the tree of the neighbour; see `Replica.take`."""
-        with _staging():
+        with self._staging():
             if self.neighbour is not None:
                 for taken in take(self._stage, self._bases, self._sidecar, self.neighbour):
                     self._foreseen.write(self._stage.new_files(), self._bases)
@@ -543,13 +592,23 @@ class LocalReplica:
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Return what is held that contents may be made of; see `Replica.sources`."""
-        with _staging():
+        with self._staging():
             return self._held.sources(asks)
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""
-        with _staging():
+        with self._staging():
             self._stage.receive(batches, self._bases.add, self._held.span)
+
+    @contextlib.contextmanager
+    def _staging(self) -> Iterator[None]:
+        """Tell of a disk that takes no more as what it is: nothing can be synced to it now."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise no_room(_manifest_of(self._path)) from error
+            raise ReplicaError(f"cannot stage what is to be written: {error.strerror}") from error
 
     def keep(self, digest: Digest, text: bytes) -> None:
         """Keep the base of a conflict; see `Home.keep`."""
@@ -572,7 +631,7 @@ class LocalReplica:
             return
         now = time.time()
         run = history.begin_run(self._history, self._manifest.past.has_run, now)
-        with _staging():
+        with self._staging():
             for digest, text in self._stage.unread_texts():
                 self._bases.add(digest, text)
         self._stage.finish_directories()
@@ -637,6 +696,8 @@ class LocalReplica:
 
     def collect(self, limits: Limits, dry_run: bool = False) -> Collected:
         """Remove the history that `limits` do not allow; see `Collector.collect`."""
+        if not dry_run:
+            self._must_be_writable()
         try:
             return self._collector.collect(limits, dry_run)
         except OSError as error:
@@ -759,12 +820,3 @@ def _displaced(record: Record) -> int:
     """Return how many bytes went to the history."""
     old, new = record.replaces, record.row.entry
     return old.size if old is not None and not old.same_bytes(new) else 0
-
-
-@contextlib.contextmanager
-def _staging() -> Iterator[None]:
-    """Tell of a disk that takes no more as what it is: nothing can be synced to it now."""
-    try:
-        yield
-    except OSError as error:
-        raise ReplicaError(f"cannot stage what is to be written: {error.strerror}") from error

@@ -23,7 +23,7 @@ from p2psync.core.model import Digest, Entry, Extent, Record, Row
 from p2psync.core.paths import join, split
 from p2psync.core.replica import Change, Content, Identity, Mark, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
-from p2psync.database import DAMAGED, connect, is_sound, told
+from p2psync.database import DAMAGED, connect, copied, is_sound, told
 from p2psync.errors import Damaged, ReplicaError
 from p2psync.past import Past, Run
 
@@ -141,11 +141,16 @@ class Manifest:
         return manifest
 
     @classmethod
-    def open(cls, file: bytes) -> Manifest:
+    def open(cls, file: bytes, copy: bool = False) -> Manifest:
         """Open an existing manifest.
+
+        Args:
+            file: where it is.
+            copy: only look at it, for nothing can be written there: what is written is forgotten.
 
         Raises:
             Damaged: it is no manifest any more.
+            NoRoom: there is none to work with it.
             ReplicaError: it is not there, cannot be used, or is of a newer p2psync.
         """
         try:
@@ -157,7 +162,7 @@ class Manifest:
         if os.path.exists(file + DAMAGED):
             raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
         died = os.path.exists(file + b"-wal")
-        database = connect(file)
+        database = copied(file) if copy else connect(file)
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:

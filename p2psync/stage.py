@@ -12,8 +12,9 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
+from types import MappingProxyType
 
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -49,7 +50,6 @@ Held = Callable[[Digest, int, int, int], Span | None]
 
 _BEHIND_BYTES = 16 << 20
 """So many bytes of a large file are given to the disk at once, while more of it come."""
-_NO_ROOM = "there is no room for it (`p2psync gc` there removes old history, --max-size leaves it out)"
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -79,14 +79,17 @@ class Stage:
         self.left_over.close()
 
     def expect(
-        self, transitions: Iterable[Transition], tight: bool = False, waiting: Container[bytes] = ()
+        self,
+        transitions: Iterable[Transition],
+        tight: bool = False,
+        waiting: Mapping[bytes, str] = MappingProxyType({}),
     ) -> list[Content]:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for.
 
         Args:
             transitions: those of this run.
             tight: there is no room for what broken runs left, but for whole files that are wanted.
-            waiting: paths of files for which there is no room at all.
+            waiting: paths of files for which there is no room at all, each with what is to be said of it.
         """
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
         self._waiting, self._stats, self._new, self._unread, self._trouble = {}, {}, [], [], {}
@@ -101,12 +104,12 @@ class Stage:
                 self._trouble[path] = error
         return self.lacking()
 
-    def _prepare(self, path: bytes, entry: Entry, waiting: Container[bytes]) -> None:
+    def _prepare(self, path: bytes, entry: Entry, waiting: Mapping[bytes, str]) -> None:
         match entry.kind:
             case Kind.FILE:
                 if path not in self._stats:
                     if path in waiting:
-                        raise OSError(errno.ENOSPC, _NO_ROOM)
+                        raise OSError(errno.ENOSPC, waiting[path])
                     self._waiting.setdefault(entry.digest, []).append(path)
             case Kind.DIRECTORY:
                 self._root.directory(path)

@@ -41,7 +41,7 @@ MAY_USE = {  # besides the core, which all may use
     "held": "chunks contents disk",
     "sender": "chunks contents manifest",
     "alike": "chunks contents manifest",
-    "collect": "bases chunks contents disk history leftover manifest past",
+    "collect": "bases chunks contents disk errors history leftover manifest past",
     "undo": "disk errors local manifest past",
     "render_log": "local undo words",
     "conflicts": "errors local",
@@ -69,8 +69,9 @@ MAY_USE = {  # besides the core, which all may use
     "manifest": "columns database errors past",
     "watcher": "scan",
     "foreseen": "apply bases manifest",
-    "local": "alike apply bases chunks collect config contents disk errors foreseen held history manifest"
-    " past root scan sender stage take watcher",
+    "reserve": "disk",
+    "local": "alike apply bases chunks collect config contents database disk errors foreseen held history"
+    " manifest past reserve root scan sender stage take watcher words",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",
