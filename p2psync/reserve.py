@@ -70,11 +70,12 @@ class Reserve:
                 size //= 2
 
     def _size(self) -> int:
-        """Return how many bytes are kept; of one that could not be made whole, 0."""
+        """Return how many bytes the disk keeps; 0 of one that was not made whole, or copied as a hole."""
         try:
-            return lstat(b"reserve", self._sidecar).st_size
+            st = lstat(b"reserve", self._sidecar)
         except FileNotFoundError:
             return 0
+        return min(st.st_size, st.st_blocks * 512)
 
     def _make(self, size: int) -> bool:
         with contextlib.suppress(FileNotFoundError):

@@ -151,9 +151,11 @@ def test_a_reserve_of_which_a_part_is_gone_is_a_smaller_one(tmp_path: Path, disk
     assert reserve.SIZE // 2 <= kept_for_manifest(root) < reserve.SIZE
 
 
-def test_a_reserve_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, reserve.SIZE])
+def test_a_reserve_that_was_cut_short_or_copied_as_a_hole_is_made_anew(tmp_path: Path, size: int) -> None:
     root = replica(tmp_path / "root")
     (root / ".p2psync" / "reserve").touch()
+    os.truncate(root / ".p2psync" / "reserve", size)
     with opened(root):
         pass
     assert kept_for_manifest(root) >= reserve.SIZE
