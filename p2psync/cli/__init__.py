@@ -73,6 +73,9 @@ def main() -> int:
         BrokenPipeError: who was to read what it says has gone.
     """
     gc.disable()  # a run makes many objects and hardly a cycle: looking for them cost a seventh of its time
+    # glibc gives what is freed back to the system, which takes long to give it again, until a block as large
+    # as this was freed once (the dynamic threshold of mallopt(3)): large files were cut at half the speed.
+    bytearray(16 << 20)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
