@@ -645,6 +645,8 @@ def _explain(error: OSError) -> str:
     match error.errno:
         case errno.EEXIST:
             return "something is there that was not when the two sides were compared"
+        case errno.ENOENT:
+            return "it, or a folder on the way to it, went meanwhile; the next sync will look at it"
         case errno.ENOTDIR | errno.ELOOP:
             return "a folder on the way to it is no folder"
         case errno.EXDEV:

@@ -357,6 +357,19 @@ WANTED = {
 }
 
 
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("goes", ["folder/p", "folder"])
+def test_what_goes_between_scan_and_apply_is_told_of_as_gone(root: Path, wanted: str, goes: str) -> None:
+    make_tree(root, {b"folder/p": b"old"})
+
+    def meanwhile() -> None:
+        (root / goes).rename(root.parent / "gone")
+
+    (problem,) = carry_out_at(root, {b"folder/p": WANTED[wanted]}, b"new", meanwhile=meanwhile)
+
+    assert problem.why == "it, or a folder on the way to it, went meanwhile; the next sync will look at it"
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.usefixtures("any_system")
