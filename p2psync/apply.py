@@ -13,15 +13,13 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeVar
 
 from p2psync.core.detect import is_racy
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition
-from p2psync.core.order import Move, in_order, moved_folders, whole_folders
-from p2psync.core.paths import ancestors, join, split
+from p2psync.core.order import in_order
+from p2psync.core.paths import ancestors, split
 from p2psync.disk import (
     Root,
     change_mode,
@@ -29,14 +27,15 @@ from p2psync.disk import (
     hash_file,
     kind_of,
     lstat,
+    rename_between,
     rename_new,
     stat_of,
     sync_file_system,
+    write_in,
 )
+from p2psync.folders import Folders
 from p2psync.history import History
 from p2psync.stage import Stage
-
-_T = TypeVar("_T")
 
 _BATCH = 1000
 """Rows read at once."""
@@ -79,8 +78,6 @@ class Applier:
         """Of what is to be moved."""
         self._moved: dict[bytes, bool] = {}
         """What was, and what could not be."""
-        self._came: dict[bytes, Row] = {}
-        """What was moved with its folder, as it is at its new place."""
         self._failed: set[bytes] = set()
         self._failed_in: set[bytes] = set()
         """Folders in which something failed."""
@@ -93,11 +90,8 @@ class Applier:
         self._root.forget()  # what the scan held open may have been moved away
         ordered = in_order(transitions)
         copies = {path for transition in ordered for path in transition.after}
-        folders = self._whole_folders(ordered)
-        moving = moved_folders(ordered, self._moves)
-        together = folders.keys() | {
-            step.path for moved in moving.values() for move in moved for step in move
-        }
+        folders = Folders(self._root, self._history, self._rows_of, ordered, self._moves)
+        together = folders.paths
         rows = self._rows([step for step in ordered if step.path not in together])
         away = [old for new, old in self._moves.items() if new not in together]
         self._sources = dict(zip(away, self._rows_of(away), strict=True)) if away else {}
@@ -112,9 +106,7 @@ class Applier:
             if path in self._foreseen and split(path)[0] in self._arrived:
                 yield Record(path, self._foreseen[path])
                 continue
-            if path in moving:
-                self._move_folder(moving[path])
-            outcome = self._with_folder(transition, folders.get(path)) if path in together else None
+            outcome = folders.outcome(transition) if path in together else None
             if outcome is None:
                 if path in together:
                     (row,) = self._rows_of([path])
@@ -124,103 +116,6 @@ class Applier:
                 self._failed_in.update(ancestors(path))
             yield outcome
         self._finish_directories()
-
-    def _with_folder(self, transition: Transition, folder: _Folder | None) -> Record | Problem | None:
-        """Return what became of a path as its folder went, or moved, as a whole; None if that did not."""
-        path, expected, wanted = transition.path, transition.expected, transition.wanted
-        if path in self._came:
-            return Record(path, self._came[path], expected)
-        if self._moved.get(path) or (folder and self._is_deleted(folder)):
-            return Record(path, Row(wanted), expected)
-        return Problem(path, _STUCK) if folder and folder.stuck else None
-
-    def _whole_folders(self, ordered: Sequence[Transition]) -> dict[bytes, _Folder]:
-        """Return which folder goes away as a whole, by each path in it."""
-        away = set(self._moves.values())
-        return {
-            step.path: folder
-            for top, steps in whole_folders(ordered).items()
-            if away.isdisjoint(step.path for step in steps)
-            for folder in (_Folder(top, steps),)
-            for step in steps
-        }
-
-    def _is_deleted(self, folder: _Folder) -> bool:
-        """Move a folder to the history as a whole; False if there is something in it that must stay.
-
-        It is looked at before, and again when it is there. RACE: what changes in between brings all of it
-        back; who dies in between leaves that in the history. What a process that works in the folder makes in
-        it afterwards, goes with it.
-        """
-        if folder.is_deleted is None:
-            try:
-                folder.is_deleted = self._put_folder_away(folder)
-            except OSError:  # one by one they may go, or the trouble shows
-                folder.is_deleted = False
-        return folder.is_deleted
-
-    def _put_folder_away(self, folder: _Folder) -> bool:
-        rows = self._as_expected(folder.steps)
-        directory, name = self._parent(folder.top)
-        if rows is None or not _is_whole(name, directory, folder.top, rows):
-            return False
-        shelf, kept = self._history.shelf(folder.top)
-        if kept != name:  # what is in it would not be found by its path
-            return False
-        _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
-        whole = False
-        try:
-            with contextlib.suppress(OSError):
-                whole = _is_whole(kept, shelf, folder.top, rows)
-        finally:  # also for who is interrupted
-            if not whole:
-                try:
-                    _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
-                except OSError:
-                    folder.stuck = True
-        return whole
-
-    def _move_folder(self, together: Sequence[Move]) -> None:
-        """Move a folder as a whole; what is in it is moved one by one where that cannot be.
-
-        It is looked at before, and again when it is there; RACE: see `_is_deleted`.
-        """
-        gone, made = zip(*together, strict=True)
-        rows = self._as_expected(gone)
-        there = self._rows(made)
-        if rows is None or any(
-            (row and row.entry) != step.expected for step, row in zip(made, there, strict=True)
-        ):
-            return
-        old, new, whole = gone[0].path, made[0].path, False
-        with contextlib.suppress(OSError):
-            target = os.dup(self._parent(new)[0])
-            try:
-                (source, name), renamed = self._parent(old), split(new)[1]
-                if _is_whole(name, source, old, rows):
-                    _rename_between(name, source, renamed, target)
-                    try:
-                        whole = _is_whole(renamed, target, old, rows)
-                    finally:  # also for who is interrupted
-                        if not whole:
-                            _rename_between(renamed, target, name, source)
-            finally:
-                os.close(target)
-        if whole:
-            self._moved.update(dict.fromkeys(rows, True))
-            self._came.update(
-                (step.path, row._replace(entry=step.wanted))
-                for step, row in zip(made, rows.values(), strict=True)
-            )
-
-    def _as_expected(self, steps: Sequence[Transition]) -> dict[bytes, Row] | None:
-        """Return the rows of what is to go, None if a file among it has to be looked at first."""
-        rows: dict[bytes, Row] = {}
-        for step, row in zip(steps, self._rows(steps), strict=True):
-            if row is None or row.entry != step.expected or row.racy:
-                return None
-            rows[step.path] = row
-        return rows
 
     def _rows(self, ordered: Sequence[Transition]) -> Iterator[Row | None]:
         for start in range(0, len(ordered), _BATCH):
@@ -278,7 +173,7 @@ class Applier:
                 _move_directory(staged, source, name, directory, wanted.mode)
                 self._arrive(path, wanted, now)
             else:
-                _write_in(directory, lambda: rename_new(staged, source, name, directory))
+                write_in(directory, lambda: rename_new(staged, source, name, directory))
         except FileExistsError:
             if wanted.kind is Kind.DIRECTORY:
                 self._adopt_directory(path, wanted)
@@ -304,9 +199,9 @@ class Applier:
             _check_unchanged(name, source, row)
             if wanted.size <= MAX_TEXT and hash_file(name, source)[0] != wanted.digest:
                 raise Refused(_NOT_STAGED)  # the disk has lost it
-            _rename_between(name, source, made, target)
+            rename_between(name, source, made, target)
             if not _is_expected(made, target, row):
-                _rename_between(made, target, name, source)
+                rename_between(made, target, name, source)
                 raise Refused("was changed while it was to be moved")
             self._moved[old] = True
             if row.entry.mode != wanted.mode:
@@ -374,12 +269,12 @@ class Applier:
         if row.entry.kind is Kind.DIRECTORY:
             # What is left in it is ignored or no entry, and stays; what is new is found by the next scan.
             with contextlib.suppress(_NotEmpty):
-                _write_in(directory, lambda: _remove_directory(name, directory))
+                write_in(directory, lambda: _remove_directory(name, directory))
             return Row(wanted)
         shelf, kept = self._history.shelf(path)
-        _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
+        write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _is_expected(kept, shelf, row):
-            _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+            write_in(directory, lambda: rename_new(kept, shelf, name, directory))
             raise Refused("was changed while it was to be deleted")
         return Row(wanted)
 
@@ -397,10 +292,10 @@ class Applier:
         if protected:  # likewise
             change_mode(name, directory, row.entry.mode | 0o200)
         try:
-            if not _write_in(directory, lambda: exchange(kept, shelf, name, directory)):
+            if not write_in(directory, lambda: exchange(kept, shelf, name, directory)):
                 self._replace_in_steps(path, row, kept, shelf)
             elif not _put_away(kept, shelf, row):
-                _write_in(directory, lambda: _put_back(kept, shelf, name, directory, new))
+                write_in(directory, lambda: _put_back(kept, shelf, name, directory, new))
                 raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
         except (OSError, Refused):
             with contextlib.suppress(OSError):
@@ -423,15 +318,15 @@ class Applier:
         """
         directory, name = self._parent(path)
         _, kept = self._history.shelf(path)
-        _write_in(directory, lambda: rename_new(name, directory, kept, shelf))
+        write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _put_away(kept, shelf, row):
-            _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+            write_in(directory, lambda: rename_new(kept, shelf, name, directory))
             raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
         try:
-            _write_in(directory, lambda: rename_new(new, shelf, name, directory))
+            write_in(directory, lambda: rename_new(new, shelf, name, directory))
         except OSError:
             if row.entry.kind is not Kind.DIRECTORY:
-                _write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+                write_in(directory, lambda: rename_new(kept, shelf, name, directory))
             raise
 
     def _staged(self, path: bytes) -> tuple[int, bytes]:
@@ -445,21 +340,6 @@ class Applier:
         for path, wanted in reversed(self._made):
             with contextlib.suppress(OSError):
                 os.utime(self._root.directory(path), ns=(wanted.mtime_ns, wanted.mtime_ns))
-
-
-@dataclass
-class _Folder:
-    """A folder that goes away with all that is in it."""
-
-    top: bytes
-    steps: list[Transition]
-    is_deleted: bool | None = None
-    """None: not tried yet."""
-    stuck: bool = False
-    """It is in the history, changed, and something else is in its place."""
-
-
-_STUCK = "changed as it was deleted, and something new is in its place: what was there is in .p2psync/history"
 
 
 _NOT_STAGED = "its contents changed while they were sent; the next sync will take them"
@@ -515,43 +395,6 @@ def _is_expected(name: bytes, directory: int, row: Row) -> bool:
     return row.stat is not None and stat_of(st)._replace(ctime_ns=row.stat.ctime_ns) == row.stat
 
 
-def _is_whole(name: bytes, directory: int, path: bytes, expected: Mapping[bytes, Row]) -> bool:
-    """Is in a folder just what should be, `path` as it is called in the tree?"""
-    rows = dict(expected)
-    top = lstat(name, directory)
-    device = os.fstat(directory).st_dev
-    if top.st_mode & 0o777 != rows.pop(path).entry.mode or top.st_dev != device:
-        return False
-    here = Root(os.dup(directory))
-    try:
-        folders = [b""]
-        for folder in folders:
-            with os.scandir(here.directory(join(name, folder) if folder else name)) as found:
-                for entry in found:
-                    below = join(folder, os.fsencode(entry.name))
-                    row = rows.pop(join(path, below), None)
-                    if row is None or not _is_same(entry, row, device):
-                        return False
-                    if row.entry.kind is Kind.DIRECTORY:
-                        folders.append(below)
-                    elif row.entry.kind is Kind.SYMLINK:
-                        inside = here.directory(join(name, folder) if folder else name)
-                        if os.readlink(os.fsencode(entry.name), dir_fd=inside) != row.entry.target:
-                            return False
-        return not rows
-    finally:
-        here.close()
-
-
-def _is_same(found: os.DirEntry[str], row: Row, device: int) -> bool:
-    st = found.stat(follow_symlinks=False)
-    if kind_of(st.st_mode) is not row.entry.kind or st.st_dev != device:
-        return False
-    if row.entry.kind is Kind.DIRECTORY:
-        return st.st_mode & 0o777 == row.entry.mode
-    return row.entry.kind is Kind.SYMLINK or row.stat == stat_of(st)
-
-
 def _put_away(name: bytes, directory: int, row: Row) -> bool:
     """Keep what came out of the tree, or remove it if it is an empty directory; False if it must go back."""
     if row.entry.kind is not Kind.DIRECTORY:
@@ -588,12 +431,12 @@ def _move_directory(source: bytes, source_fd: int, target: bytes, target_fd: int
     protected again leaves it as it is then.
     """
     try:
-        _write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
+        write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
     except PermissionError:
         if mode & 0o200:
             raise
         change_mode(source, source_fd, mode | 0o200)
-        _write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
+        write_in(target_fd, lambda: rename_new(source, source_fd, target, target_fd))
         change_mode(target, target_fd, mode)
 
 
@@ -615,30 +458,6 @@ def vouched(wanted: Entry, found: Stat, seen_ns: int) -> Row:
     # RACE: who writes to the file before this stat changes its size or time: then it is looked at again.
     touched = found.size != wanted.size or found.mtime_ns != wanted.mtime_ns
     return Row(wanted, found, touched or is_racy(found.mtime_ns, seen_ns))
-
-
-def _write_in(directory: int, action: Callable[[], _T]) -> _T:
-    """Do something in a directory, also if it is write-protected: its permissions are synced, not obeyed.
-
-    Raises:
-        OSError: it cannot be done all the same.
-    """
-    try:
-        return action()
-    except PermissionError:
-        mode = os.fstat(directory).st_mode & 0o777
-        if mode & 0o300 == 0o300:
-            raise
-        os.fchmod(directory, mode | 0o300)
-        try:
-            return action()
-        finally:
-            os.fchmod(directory, mode)
-
-
-def _rename_between(name: bytes, source: int, made: bytes, target: int) -> None:
-    """Rename from one directory into another, write-protected or not; never over anything."""
-    _write_in(source, lambda: _write_in(target, lambda: rename_new(name, source, made, target)))
 
 
 def _explain(error: OSError) -> str:

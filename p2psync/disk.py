@@ -17,12 +17,14 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from threading import Thread
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from xxhash import xxh3_128, xxh3_128_digest
 
 from p2psync.core.model import Digest, Kind, Stat
 from p2psync.core.paths import join, split
+
+_T = TypeVar("_T")
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -422,6 +424,30 @@ def rename_new(source: bytes, source_fd: int, target: bytes, target_fd: int) -> 
         if exists(target, target_fd):
             raise FileExistsError(errno.EEXIST, "exists") from None
         os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+
+def write_in(directory: int, action: Callable[[], _T]) -> _T:
+    """Do something in a directory, also if it is write-protected: its permissions are synced, not obeyed.
+
+    Raises:
+        OSError: it cannot be done all the same.
+    """
+    try:
+        return action()
+    except PermissionError:
+        mode = os.fstat(directory).st_mode & 0o777
+        if mode & 0o300 == 0o300:
+            raise
+        os.fchmod(directory, mode | 0o300)
+        try:
+            return action()
+        finally:
+            os.fchmod(directory, mode)
+
+
+def rename_between(name: bytes, source: int, made: bytes, target: int) -> None:
+    """Rename from one directory into another, write-protected or not; never over anything."""
+    write_in(source, lambda: write_in(target, lambda: rename_new(name, source, made, target)))
 
 
 def exchange(one: bytes, one_fd: int, other: bytes, other_fd: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from p2psync import apply, disk
+from p2psync import disk, folders
 from p2psync.core.model import Entry, Problem, Transition
 from p2psync.core.replica import Name
 from p2psync.history import History, Shelf
@@ -892,7 +892,7 @@ def test_an_interrupt_while_a_folder_is_looked_at_puts_it_back(
 ) -> None:
     make_tree(root, FOLDER)
     before, gone = snapshot(root), folder_gone(root)
-    real, calls = apply._is_whole, []
+    real, calls = folders._is_whole, []
 
     def interrupted(*arguments: object) -> bool:
         calls.append(arguments)
@@ -901,7 +901,7 @@ def test_an_interrupt_while_a_folder_is_looked_at_puts_it_back(
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(apply, "_is_whole", interrupted)
+        patch.setattr(folders, "_is_whole", interrupted)
         with pytest.raises(KeyboardInterrupt):
             carry_out_at(root, gone)
     assert snapshot(root) == before
@@ -912,7 +912,7 @@ def test_what_is_made_anew_while_a_folder_goes_stays_and_the_old_one_is_named(
 ) -> None:
     make_tree(root, FOLDER)
     gone = folder_gone(root)
-    real, calls = apply._is_whole, []
+    real, calls = folders._is_whole, []
 
     def changing(*arguments: object) -> bool:
         calls.append(arguments)
@@ -922,7 +922,7 @@ def test_what_is_made_anew_while_a_folder_goes_stays_and_the_old_one_is_named(
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(apply, "_is_whole", changing)
+        patch.setattr(folders, "_is_whole", changing)
         problems = carry_out_at(root, gone)
     assert {problem.path for problem in problems} == set(gone)
     assert all(".p2psync/history" in problem.why for problem in problems)
@@ -992,7 +992,7 @@ def test_a_folder_that_moves_is_put_back_if_it_cannot_be_looked_at(
 ) -> None:
     make_tree(root, FOLDER | {b"other": None})
     before, wanted = snapshot(root), folder_moved(root)
-    real, calls = apply._is_whole, []
+    real, calls = folders._is_whole, []
 
     def failing(*arguments: object) -> bool:
         calls.append(arguments)
@@ -1001,7 +1001,7 @@ def test_a_folder_that_moves_is_put_back_if_it_cannot_be_looked_at(
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(apply, "_is_whole", failing)
+        patch.setattr(folders, "_is_whole", failing)
         assert carry_out_at(root, wanted, b"") == []  # one by one
     after = snapshot(root)
     assert after == before if what is KeyboardInterrupt else after[b"other/n/e/0"].data == b"0"
