@@ -11,7 +11,7 @@ from bisect import bisect
 from collections.abc import Sequence
 
 from p2psync.chunks import ChunkLists, cut_all, hashes_of_some, samples_of
-from p2psync.contents import Contents
+from p2psync.contents import Contents, written
 from p2psync.core.chunking import MOST_BASES, MOST_TIMES, WORTH_BYTES, sampled, unit_of, windows
 from p2psync.core.model import Digest
 from p2psync.core.paths import split
@@ -81,7 +81,8 @@ class Alike:
             if left <= 0:
                 break
             left -= sum(length for _, length in windows(other.size))
-            samples += samples_of(other.digest, self._hashes(other))
+            if hashes := self._hashes(other):  # else another day
+                samples += samples_of(other.digest, hashes)
         if samples:
             with self._manifest.transaction():
                 self._manifest.add_samples(samples)
@@ -102,11 +103,13 @@ class Alike:
         return list(dict.fromkeys(content for _, content in sorted(found, key=likelihood)))
 
     def _hashes(self, content: Content) -> bytes:
-        """Return the hashes of some chunks of contents; none, if they cannot be read."""
-        with self._contents.opened(content.digest, self._contents.is_as_known) as fd:
+        """Return the hashes of some chunks of contents; none, if they cannot be read or are written to."""
+        with self._contents.opened(content.digest, self._contents.is_as_scanned) as fd:
             if fd is None:
                 return b""
+            before = written(fd)
             try:
-                return hashes_of_some(fd, content.size)
+                found = hashes_of_some(fd, content.size)
             except OSError:  # which will show
                 return b""
+            return found if written(fd) == before else b""

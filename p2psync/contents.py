@@ -146,9 +146,12 @@ class Contents:
 
     def is_as_known(self, path: bytes, fd: int) -> bool:
         """Has nobody written to an open file since the scan, as size and time tell? Small ones pass."""
-        found = stat_of(os.fstat(fd))
-        row = self._manifest.row(path) if found.size > PIECE_BYTES else None
-        return row is None or row.stat is None or row.stat[:2] == found[:2]
+        return os.fstat(fd).st_size <= PIECE_BYTES or self.is_as_scanned(path, fd)
+
+    def is_as_scanned(self, path: bytes, fd: int) -> bool:
+        """Has nobody written to an open file since the scan, as size and time tell?"""
+        row = self._manifest.row(path)
+        return row is None or row.stat is None or row.stat[:2] == stat_of(os.fstat(fd))[:2]
 
     @contextlib.contextmanager
     def in_history(self, digest: Digest) -> Iterator[int | None]:
@@ -169,6 +172,12 @@ class Contents:
     @functools.cached_property
     def _died(self) -> list[str]:
         return [run.run for run in self.unrecorded()]
+
+
+def written(fd: int) -> tuple[int, int]:
+    """Return what changes when an open file is written to."""
+    st = os.fstat(fd)
+    return st.st_size, st.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from p2psync.chunks import ChunkLists, Cutter, cut_file
-from p2psync.contents import Contents
+from p2psync.contents import Contents, written
 from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
 from p2psync.core.model import Digest
 from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, More, Piece, Source, Want
@@ -64,10 +64,10 @@ class Sender:
             known = [self._chunks(source, unit) for source in want.sources]
             cutter = Cutter(unit)
             try:
-                before = _written(fd)
+                before = written(fd)
                 for part in parts(cut_file(fd, cutter), Index(known), PIECE_BYTES):
                     yield Piece(digest, part.data, More.MORE, part.source, part.offset, part.size)
-                    if _written(fd) != before:
+                    if written(fd) != before:
                         yield Piece(digest, b"", More.GONE)
                         return
             except OSError:  # cannot be read: the path that wants it becomes a problem
@@ -105,20 +105,14 @@ def _pieces(digest: Digest, fd: int | None) -> Iterator[Piece]:
         yield Piece(digest, b"", More.GONE)
         return
     try:
-        left, before = os.fstat(fd).st_size, _written(fd)
+        left, before = os.fstat(fd).st_size, written(fd)
         while left > PIECE_BYTES:
             data = os.read(fd, PIECE_BYTES)
             yield Piece(digest, data, More.MORE)
-            if not data or _written(fd) != before:
+            if not data or written(fd) != before:
                 yield Piece(digest, b"", More.GONE)
                 return
             left -= len(data)
         yield Piece(digest, os.read(fd, left), More.LAST)
     except OSError:  # cannot be read: the path that wants it becomes a problem
         yield Piece(digest, b"", More.GONE)
-
-
-def _written(fd: int) -> tuple[int, int]:
-    """Return what changes when a file is written to."""
-    st = os.fstat(fd)
-    return st.st_size, st.st_mtime_ns

@@ -242,21 +242,46 @@ def test_where_the_other_side_has_nothing_yet_nothing_is_sampled(tmp_path: Path,
     assert sampled == []
 
 
-def test_a_file_that_is_written_to_is_not_sampled(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    edited(pair[1] / "other", noise(3 << 20, 5))
+@pytest.mark.parametrize("size", [1 << 19, 3 << 20], ids=["small", "large"])
+def test_a_file_that_is_written_to_is_not_sampled(pair: tuple[Path, Path], size: int) -> None:
+    edited(pair[1] / "other", noise(size, 5))
     synced(*pair)
-    (pair[0] / "new").write_bytes(noise(3 << 20, 5) + b"x")
+    (pair[0] / "new").write_bytes(noise(size, 5) + b"x")
     with opened(pair[0]) as home, contextlib.closing(far(pair[1])) as peer:
         real = home.alike
 
         def written_to(likes: Sequence[Like]) -> list[list[Digest]]:
-            edited(pair[0] / "other", noise(3 << 20, 6))
+            edited(pair[0] / "other", noise(size, 6))
             return real(likes)
 
         home.alike = written_to  # type: ignore[method-assign]
-        assert sync_open(home, peer).transferred == (3 << 20) + 1
-        assert home.manifest.with_samples(some_of(hashes_of(noise(3 << 20, 6))), 4) == []
+        assert sync_open(home, peer).transferred == size + 1
+        assert home.manifest.with_samples(some_of(hashes_of(noise(size, 6))), 4) == []
     synced(*pair)
+
+
+def test_a_file_that_is_written_to_while_it_is_sampled_is_sampled_another_day(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(pair[1] / "other", noise(1 << 19, 5))
+    synced(*pair)
+    stat = (pair[0] / "other").stat()
+    (pair[0] / "new").write_bytes(noise(3 << 20, 2))
+
+    def written_to(fd: int, size: int) -> bytes:
+        if size == 1 << 19:
+            edited(pair[0] / "other", noise(1 << 19, 6))
+        return chunks.hashes_of_some(fd, size)
+
+    with monkeypatch.context() as patch, opened(pair[0]) as home, contextlib.closing(far(pair[1])) as peer:
+        patch.setattr(alike, "hashes_of_some", written_to)
+        sync_open(home, peer)
+        assert home.manifest.with_samples(some_of(hashes_of(noise(1 << 19, 6))), 4) == []
+        assert not samples_known(home, noise(1 << 19, 5))
+    (pair[0] / "other").write_bytes(noise(1 << 19, 5))  # as if nothing had been
+    os.utime(pair[0] / "other", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (pair[0] / "newer").write_bytes(noise(1 << 19, 5) + b"x")
+    assert synced(*pair).transferred < SMALL_CHANGE
 
 
 def test_a_file_that_is_not_what_it_was_is_not_taken_for_what_is_held(pair: tuple[Path, Path]) -> None:
