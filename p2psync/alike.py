@@ -45,8 +45,8 @@ class Alike:
     def _alike(self, content: Content, bases: Sequence[Digest]) -> list[Digest]:
         unit = unit_of(content.size)
         found = bases or self._like(content)
-        if not bases and found and not self._lists.get(found[0], unit):
-            self._cut(found[0], content.size)
+        if not bases:
+            self._cut_some([digest for digest in found if not self._lists.get(digest, unit)], content.size)
         return [digest for digest in found if self._lists.get(digest, unit)][:MOST_BASES]
 
     def _like(self, content: Content) -> list[Digest]:
@@ -56,17 +56,24 @@ class Alike:
         found = self._manifest.with_samples(sampled(self._hashes(content)), MOST_BASES + 1)
         return [digest for digest in found if digest != content.digest]
 
-    def _cut(self, digest: Digest, size: int) -> None:
-        """Find out how contents are cut, of which others of that size are to be made."""
+    def _cut_some(self, digests: Sequence[Digest], size: int) -> None:
+        """Find out how contents are cut of which others of that size may be made, the likest first."""
+        left = MOST_TIMES * size
+        for digest in digests:
+            left -= self._cut(digest, unit_of(size), left)
+
+    def _cut(self, digest: Digest, unit: int, most: int) -> int:
+        """Find out how contents are cut, if that is to read so many bytes at most; return how many it was."""
         with self._contents.opened(digest, self._contents.is_as_known) as fd:
-            if fd is None or os.fstat(fd).st_size > MOST_TIMES * size:
-                return
+            if fd is None or (size := os.fstat(fd).st_size) > most:
+                return 0
             try:
-                found, chunks = cut_all(fd, unit_of(size))
+                found, chunks = cut_all(fd, unit)
             except OSError:  # it cannot be read: something else may be
-                return
+                return 0
         if found == digest:
-            self._lists.put(digest, unit_of(size), chunks)
+            self._lists.put(digest, unit, chunks)
+        return size
 
     # -- samples
 

@@ -325,6 +325,32 @@ def test_a_new_file_is_made_of_several(pair: tuple[Path, Path]) -> None:
     assert synced(*pair).transferred < SMALL_CHANGE
 
 
+def test_a_new_file_is_made_of_several_that_were_received(pair: tuple[Path, Path]) -> None:
+    for number in (2, 3):
+        (pair[1] / f"part-{number}").write_bytes(noise(1 << 20, number))
+    synced(*pair)
+    (pair[0] / "both").write_bytes(noise(1 << 20, 2) + noise(1 << 20, 3))
+    assert synced(*pair).transferred < 2 * SMALL_CHANGE
+
+
+def test_of_what_a_new_file_may_be_made_of_no_more_is_read_than_four_times_its_size(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def cut_all(fd: int, unit: int) -> tuple[Digest, Chunks]:
+        read.append(os.fstat(fd).st_size)
+        return chunks.cut_all(fd, unit)
+
+    monkeypatch.setattr(alike, "cut_all", cut_all)
+    for number in (2, 3):
+        (pair[1] / f"part-{number}").write_bytes(noise(3 << 20, number))
+    synced(*pair)
+    (pair[0] / "both").write_bytes(noise(3 << 20, 2)[: 5 << 17] + noise(3 << 20, 3)[: 5 << 17])
+    synced(*pair)
+    assert read == [3 << 20]
+
+
 def test_what_a_file_may_be_made_of_is_forgotten_when_it_is_in_no_file_any_more(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
