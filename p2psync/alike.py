@@ -7,19 +7,19 @@ M. Lillibridge et al., "Sparse Indexing", 2009.
 from __future__ import annotations
 
 import os
-from bisect import bisect
 from collections.abc import Sequence
 
 from p2psync.chunks import ChunkLists, cut_all, hashes_of_some, samples_of
 from p2psync.contents import Contents, written
-from p2psync.core.chunking import MOST_BASES, MOST_TIMES, WORTH_BYTES, sampled, unit_of, windows
+from p2psync.core.chunking import MOST_BASES, MOST_TIMES, WORTH_BYTES, likeliest, sampled, unit_of, windows
 from p2psync.core.model import Digest
-from p2psync.core.paths import split
 from p2psync.core.replica import Content, Like
 from p2psync.manifest import Manifest
 
 _AT_ONCE = 64
 """Files that are sampled at most for one question: each takes some milliseconds."""
+_AT_LEAST = 8
+"""Files that are sampled however little would be sent, if there are so many."""
 
 
 class Alike:
@@ -80,12 +80,12 @@ class Alike:
     def _sample_some(self, new: Sequence[Content], since: int) -> None:
         """Sample files that the other side has too, those that new contents are most likely made of first.
 
-        No more is read for it than would be sent.
+        Of more than a few no more is read than would be sent.
         """
         left = sum(content.size for content in new)
         samples: list[tuple[bytes, Digest]] = []
-        for other in self._likely(new, since)[:_AT_ONCE]:
-            if left <= 0:
+        for count, other in enumerate(self._likely(new, since)[:_AT_ONCE]):
+            if left <= 0 and count >= _AT_LEAST:
                 break
             left -= sum(length for _, length in windows(other.size))
             if hashes := self._hashes(other):  # else another day
@@ -95,19 +95,13 @@ class Alike:
                 self._manifest.add_samples(samples)
 
     def _likely(self, new: Sequence[Content], since: int) -> list[Content]:
-        """Return what was not sampled yet: first what is in the same folders, then what is as large."""
-        sizes = sorted(content.size for content in new)
-        paths = self._manifest.holder([content.digest for content in new]).values()
-        folders = {split(path)[0] for path in paths}
-
-        def likelihood(other: tuple[bytes, Content]) -> tuple[bool, int]:
-            path, (_, size) = other
-            at = bisect(sizes, size)
-            nearest = min(abs(size - one) for one in sizes[max(at - 1, 0) : at + 1])
-            return split(path)[0] not in folders, nearest
-
-        found = self._manifest.unsampled(since, WORTH_BYTES, MOST_TIMES * sizes[-1])
-        return list(dict.fromkeys(content for _, content in sorted(found, key=likelihood)))
+        """Return what was not sampled yet, the likeliest first."""
+        sizes = {content.digest: content.size for content in new}
+        paths = self._manifest.holder(list(sizes))
+        found = dict(self._manifest.unsampled(since, WORTH_BYTES, MOST_TIMES * max(sizes.values())))
+        places = {path: sizes[digest] for digest, path in paths.items()}
+        order = likeliest(places, {path: content.size for path, content in found.items()}) if places else []
+        return list(dict.fromkeys(found[path] for path in order))
 
     def _hashes(self, content: Content) -> bytes:
         """Return the hashes of some chunks of contents; none, if they cannot be read or are written to."""

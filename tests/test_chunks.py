@@ -207,22 +207,21 @@ def test_a_file_is_sampled_once(pair: tuple[Path, Path], sampled: list[int]) -> 
     assert sampled == [(1 << 20) - 2] * 3
 
 
-def test_what_is_in_the_same_folder_is_sampled_first_and_then_what_is_as_large(
-    tmp_path: Path, sampled: list[int]
-) -> None:
+def test_one_of_many_as_large_is_found_by_its_name(tmp_path: Path, sampled: list[int]) -> None:
     here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
-    sizes = [300_000 + number for number in range(20)]  # of which one is as large as what comes
-    make_tree(there, {b"%d" % size: noise(size, size) for size in sizes} | {b"folder/v1": noise(200_000)})
+    make_tree(there, {b"%d.raw" % number: noise(1 << 19, number) for number in range(100, 140)})
     synced(here, there)
-    (here / "folder" / "v2").write_bytes(noise(200_000) + noise(100_010, 2))
-    synced(here, there)
-    assert sampled == [200_000, 300_010, 300_010]
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "127 edited.raw").write_bytes(noise(1 << 19, 127)[:-100] + bytes(100))
+    assert synced(here, there).transferred < SMALL_CHANGE
+    assert len(sampled) < 40
 
 
-def test_no_more_is_read_to_find_what_is_alike_than_would_be_sent_nor_many_files(
+def test_of_more_than_a_few_files_no_more_is_read_to_find_what_is_alike_than_would_be_sent(
     pair: tuple[Path, Path], sampled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(9):
+    monkeypatch.setattr(alike, "_AT_LEAST", 2)
+    for number in range(11):
         (pair[1] / f"large-{number}").write_bytes(noise(1 << 20, 10 + number))
     synced(*pair)
     sampled.clear()
@@ -230,10 +229,14 @@ def test_no_more_is_read_to_find_what_is_alike_than_would_be_sent_nor_many_files
     synced(*pair)
     assert sampled == [1 << 20] * 3 + [3 << 20]
     sampled.clear()
-    monkeypatch.setattr(alike, "_AT_ONCE", 2)
-    (pair[0] / "newer").write_bytes(noise(5 << 20, 3))
+    (pair[0] / "small").write_bytes(noise(1 << 19, 4))
     synced(*pair)
-    assert sampled == [1 << 20] * 2 + [5 << 20]
+    assert sampled == [1 << 20] * 2 + [1 << 19]
+    sampled.clear()
+    monkeypatch.setattr(alike, "_AT_ONCE", 4)
+    (pair[0] / "newer").write_bytes(noise(6 << 20, 3))
+    synced(*pair)
+    assert sampled == [1 << 20] * 4 + [6 << 20]
 
 
 def test_where_the_other_side_has_nothing_yet_nothing_is_sampled(tmp_path: Path, sampled: list[int]) -> None:

@@ -112,6 +112,7 @@ PURE = {
         "__future__",
         "array",
         "base64",
+        "bisect",
         "collections",
         "dataclasses",
         "datetime",

@@ -8,11 +8,15 @@ the whole, and then the file is sent whole.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 from p2psync.core.model import Digest, Entry, Kind, Transition, makes
 from p2psync.core.paths import split
+
+_T = TypeVar("_T", bytes, int)
 
 WORTH_BYTES = 128 * 1024
 """Smaller files are sent whole."""
@@ -184,6 +188,45 @@ def likely_bases(
         ]
         for digest, bases in replaced.items()
     }
+
+
+def likeliest(new: Mapping[bytes, int], others: Mapping[bytes, int]) -> list[bytes]:
+    """Return the paths of other large files in the order in which new ones may be made of them.
+
+    By turns comes what has the likest name, wherever it is, and what is as large, first in the same folders:
+    many files have the same size, and many have other names than what was saved from them.
+
+    Args:
+        new: the files that are to be made, one at least: path, and size in bytes.
+        others: those that they may be made of.
+    """
+    folders = {split(path)[0] for path in new}
+    names = sorted(split(path)[1] for path in new)
+    sizes = sorted(new.values())
+
+    def by_name(path: bytes) -> tuple[int, bool]:
+        folder, name = split(path)
+        return -max(_shared(name, one) for one in _next_to(names, name)), folder not in folders
+
+    def by_size(path: bytes) -> tuple[bool, int]:
+        distance = min(abs(others[path] - size) for size in _next_to(sizes, others[path]))
+        return split(path)[0] not in folders, distance
+
+    turns = zip(sorted(others, key=by_name), sorted(others, key=by_size), strict=True)
+    return list(dict.fromkeys(chain.from_iterable(turns)))
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Return how many bytes two names begin with that are the same."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _next_to(ordered: Sequence[_T], one: _T) -> Sequence[_T]:
+    """Return what is before and after something in order: what is most like it is among them."""
+    at = bisect(ordered, one)
+    return ordered[max(at - 1, 0) : at + 1]
 
 
 def _is_large(entry: Entry) -> bool:

@@ -19,6 +19,7 @@ from p2psync.core.chunking import (
     Chunks,
     Index,
     Part,
+    likeliest,
     likely_bases,
     parts,
     sampled,
@@ -133,6 +134,35 @@ def test_what_was_moved_and_edited_is_made_of_what_goes_away() -> None:
     assert likely_bases([elsewhere, same_folder, same_name, made]) == {digest(new): [digest(LARGE + b"1")]}
     assert likely_bases([elsewhere, same_folder, made]) == {digest(new): [digest(LARGE + b"2")]}
     assert likely_bases([elsewhere, made]) == {digest(new): []}
+
+
+@pytest.mark.parametrize(
+    ("new", "first", "second"),
+    [
+        ({b"a/report-v2": 500}, b"a/report", b"a/other"),
+        ({b"b/report": 500}, b"a/report", b"b/more"),
+        ({b"a/thing-v2": 105}, b"b/thing", b"a/report"),
+        ({b"a/x": 395, b"z/report": 101}, b"a/report", b"a/other"),
+    ],
+    ids=["beside", "copied elsewhere", "as large beside", "several"],
+)
+def test_a_new_file_is_like_those_of_its_name_and_those_of_its_size_by_turns(
+    new: dict[bytes, int], first: bytes, second: bytes
+) -> None:
+    others = {b"b/thing": 104, b"a/other": 400, b"a/report": 100, b"b/more": 500}
+    order = likeliest(new, others)
+    assert order[:2] == [first, second]
+    assert sorted(order) == sorted(others)
+
+
+def test_a_name_that_is_between_two_new_ones_is_like_the_liker_one() -> None:
+    new = {b"a/m": 100, b"b/report-v2": 500}
+    assert likeliest(new, {b"c/mp": 1000, b"c/report": 1001}) == [b"c/report", b"c/mp"]
+
+
+def test_in_the_same_folder_comes_first_what_is_as_large_and_what_has_as_like_a_name() -> None:
+    assert likeliest({b"a/new": 9}, {b"b/x": 9, b"a/y": 1}) == [b"a/y", b"b/x"]
+    assert likeliest({b"a/new": 9}, {b"b/n": 9, b"a/n": 1, b"a/x": 9}) == [b"a/n", b"a/x", b"b/n"]
 
 
 def test_the_copy_of_what_loses_is_made_of_what_wins() -> None:
