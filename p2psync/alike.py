@@ -18,6 +18,8 @@ from p2psync.manifest import Manifest
 
 _AT_ONCE = 64
 """Files that are sampled at most for one question: each takes some milliseconds."""
+_AMONG = 5000
+"""Files that these are chosen from: choosing is not to take longer than reading them."""
 _AT_LEAST = 8
 """Files that are sampled however little would be sent, if there are so many."""
 
@@ -98,7 +100,8 @@ class Alike:
         """Return what was not sampled yet, the likeliest first."""
         sizes = {content.digest: content.size for content in new}
         paths = self._manifest.holder(list(sizes))
-        found = dict(self._manifest.unsampled(since, WORTH_BYTES, MOST_TIMES * max(sizes.values())))
+        most = MOST_TIMES * max(sizes.values())
+        found = dict(self._manifest.unsampled(since, WORTH_BYTES, most, _AMONG))
         places = {path: sizes[digest] for digest, path in paths.items()}
         order = likeliest(places, {path: content.size for path, content in found.items()}) if places else []
         return list(dict.fromkeys(found[path] for path in order))

@@ -696,13 +696,17 @@ class Manifest:
             found.update(digest for (digest,) in rows)
         return [digest for digest, _ in found.most_common(most)]
 
-    def unsampled(self, since: int, least: int, most: int) -> list[tuple[bytes, Content]]:
-        """Return the files not changed after `since`, from `least` to `most` bytes, that were not sampled."""
+    def unsampled(self, since: int, least: int, most: int, count: int) -> list[tuple[bytes, Content]]:
+        """Return the files not changed after `since`, from `least` to `most` bytes, that were not sampled.
+
+        The latest `count` of them.
+        """
         found = self._db.execute(
             "SELECT path, name, digest, size FROM entry JOIN directory ON directory.id = entry.directory"
             f" WHERE {_IS_FILE} AND +seq <= ? AND size BETWEEN ? AND ? AND NOT EXISTS"
-            " (SELECT 1 FROM sample WHERE hash = x'' AND sample.digest = entry.digest)",
-            (since, least, most),
+            " (SELECT 1 FROM sample WHERE hash = x'' AND sample.digest = entry.digest)"
+            " ORDER BY +seq DESC LIMIT ?",
+            (since, least, most, count),
         )
         return [(join(folder, name), Content(digest, size)) for folder, name, digest, size in found]
 

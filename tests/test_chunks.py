@@ -239,6 +239,19 @@ def test_of_more_than_a_few_files_no_more_is_read_to_find_what_is_alike_than_wou
     assert sampled == [1 << 20] * 4 + [6 << 20]
 
 
+def test_of_very_many_files_the_latest_are_sampled(
+    pair: tuple[Path, Path], sampled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alike, "_AMONG", 2)
+    for size in (300_000, 300_001, 300_002):
+        (pair[1] / f"large-{size}").write_bytes(noise(size, size))
+        synced(*pair)
+    sampled.clear()
+    (pair[0] / "new").write_bytes(noise(300_000, 2))
+    synced(*pair)
+    assert sorted(sampled) == [300_000, 300_001, 300_002]  # the first is what is new
+
+
 def test_where_the_other_side_has_nothing_yet_nothing_is_sampled(tmp_path: Path, sampled: list[int]) -> None:
     tree = {b"%d" % number: noise(1 << 18, number) for number in range(5)}
     synced(new_replica(tmp_path / "here", tree), new_replica(tmp_path / "there"))
