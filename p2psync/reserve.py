@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from p2psync.disk import allocate, free_on, lstat
+from p2psync.disk import allocate, free_on, lstat, sync_file_system
 
 SIZE = 1 << 20
 """What the runs of some thousand paths write to the manifest, in bytes."""
@@ -65,6 +65,8 @@ class Reserve:
         with contextlib.suppress(OSError):  # then there is none
             if self._size():
                 return
+            if self.lent:  # what this run removed can be used again only then, on ext4
+                sync_file_system(self._sidecar)
             size = SIZE if self.lent or free_on(self._sidecar) >= PLENTY else 0
             while size >= LEAST and not self._make(size):
                 size //= 2
