@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from p2psync.columns import ENTRY, blob, decoded, entry_columns, entry_of, row_of
-from p2psync.core.model import Digest, Entry, Extent, Record, Row
+from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Row
+from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import join, split
 from p2psync.core.replica import Change, Content, Identity, Mark, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
@@ -449,6 +450,7 @@ class Manifest:
 
     def record_under(self, seq: int, records: Sequence[Record]) -> None:
         """Write rows under a number that this transaction has taken; see `record`."""
+        records = self._record_gone(seq, records)
         superseded = [
             record
             for record in records
@@ -473,6 +475,44 @@ class Manifest:
             "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (self._columns(record, seq) for record in records),
         )
+
+    def _record_gone(self, seq: int, records: Sequence[Record]) -> Sequence[Record]:
+        """Write the tombstones of folders in which nothing lives any more; return the records that are left.
+
+        A tombstone has nothing of its own but its version. Where that is the same for a whole folder, as
+        mostly it is, one statement writes all, in half the time.
+        """
+        groups: dict[bytes, list[Record]] = {}
+        for record in records:
+            if not record.row.entry.alive and record.replaces is not None and record.replaces.alive:
+                groups.setdefault(split(record.path)[0], []).append(record)
+        written: set[bytes] = set()
+        for folder, group in groups.items():
+            if len(group) >= WHOLE_FOLDER and self._record_folder_gone(seq, folder, group):
+                written.update(record.path for record in group)
+        return [record for record in records if record.path not in written] if written else records
+
+    def _record_folder_gone(self, seq: int, folder: bytes, group: Sequence[Record]) -> bool:
+        version = group[0].row.entry.version
+        if not all(_is_plain_deletion(record, version) for record in group):
+            return False
+        directory = self._directory_id(folder)
+        living = "FROM entry WHERE directory = ? AND kind != 0"
+        if self._db.execute(f"SELECT count(*) {living}", (directory,)).fetchone() != (len(group),):
+            return False
+        self._db.execute(
+            f"INSERT OR REPLACE INTO remembered (path, seq, born, {ENTRY})"
+            f" SELECT CAST(? || name AS BLOB), ?, born, {ENTRY} {living}",
+            (join(folder, b""), seq, directory),
+        )
+        self._db.execute(
+            "UPDATE entry SET seq = ?, born = ?, kind = 0, version = ?, revision = revision + 1,"
+            " digest = x'', size = 0, mode = 0, mtime_ns = 0, target = x'',"
+            " stat_mtime_ns = NULL, stat_ctime_ns = NULL, stat_inode = NULL, racy = 0"
+            " WHERE directory = ? AND kind != 0",
+            (seq, seq, version.encode(), directory),
+        )
+        return True
 
     def vouch(self, records: Iterable[Record]) -> None:
         """Write the stats of unchanged entries."""
@@ -828,6 +868,13 @@ class Manifest:
     def _row(self, columns: Sequence[Any]) -> Row:
         with told(self._db):
             return row_of(columns)
+
+
+def _is_plain_deletion(record: Record, version: Version) -> bool:
+    """Does a record turn an entry into the tombstone of this version that follows it, and nothing else?"""
+    revision = record.replaces.revision + 1 if record.replaces else 0
+    tombstone = Entry(kind=Kind.TOMBSTONE, version=version, revision=revision)
+    return revision <= REMEMBERED and record.row == Row(tombstone)
 
 
 def _random_bits(count: int) -> int:

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from p2psync.core.detect import vanish
 from p2psync.core.model import Entry, Extent, Record, Row, Stat
+from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import MAX_PATH
 from p2psync.core.replica import Change, Identity, Mark
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp
@@ -301,6 +304,83 @@ def test_only_the_latest_versions_of_a_path_are_remembered(manifest: Manifest) -
     assert manifest.bases(b"f") == versions[-1 - BASES : -1]
     assert [known.entry for known in manifest.past.versions(b"f")] == versions[-1 - REMEMBERED :]
     assert manifest.bases(b"g") == versions[:1]
+
+
+def _state(manifest: Manifest) -> list[tuple[object, ...]]:
+    """Return all that a manifest knows of paths."""
+    paths = [path for path, _ in manifest.all_rows()]
+    return [(path, manifest.row(path), *manifest.past.versions(path)) for path in paths]
+
+
+@pytest.mark.parametrize(
+    "odd", [None, "edited", "young", "gone before", "goes with less", "old hand", "timed", "far ahead"]
+)
+def test_a_folder_that_goes_is_recorded_at_once_as_its_files_would_be_one_by_one(
+    manifest: Manifest, tmp_path: Path, odd: str | None
+) -> None:
+    first, stamp = version(1, 1), Stamp(ReplicaId(9), 5)
+    there = {b"d/%d" % n: file(b"%d" % n, seen=first) for n in range(2 * WHOLE_FOLDER)}
+    there |= {
+        b"d/l": symlink(b"x", seen=first),
+        b"d/\xff'\"": file(b"", seen=first),
+        b"d/s": directory(seen=first),
+    }
+    there |= {b"d/s/%d" % n: file(b"s", seen=first) for n in range(WHOLE_FOLDER)}
+    there |= {b"d2/stays": file(b"stays", seen=first), b"e": file(b"e", seen=first)}
+    match odd:
+        case "edited":
+            there[b"d/1"] = file(b"edited", seen=version(1, 2))
+        case "young":
+            there[b"d/1"] = file(b"1", seen=first, revision=7)
+        case "gone before":
+            there[b"d/1"] = tombstone(first)
+        case "old hand":
+            there[b"d/1"] = file(b"1", seen=first, revision=REMEMBERED + 2)
+    gone = [
+        Record(path, Row(vanish(entry, stamp)), entry)
+        for path, entry in there.items()
+        if entry.alive and path.startswith(b"d/")
+    ]
+    if odd == "goes with less":
+        gone = [one for one in gone if one.path != b"d/1"]
+    if odd in ("timed", "far ahead"):
+        path, row, before = gone[0]
+        unlike = {"mtime_ns": 5} if odd == "timed" else {"revision": 9}
+        gone[0] = Record(path, Row(replace(row.entry, **unlike)), before)
+    Manifest.create(os.fsencode(tmp_path / "other.db"), "other").close()
+    other = Manifest.open(os.fsencode(tmp_path / "other.db"))
+    earlier = [file(b"%d" % n, seen=version(1, n + 2), revision=n + 1) for n in range(REMEMBERED + 1)]
+    for one in (manifest, other):
+        with one.transaction():
+            one.record(
+                [Record(path, Row(entry, STAT if entry.size else None)) for path, entry in there.items()]
+            )
+        if odd == "old hand":
+            for old, new in pairwise([*earlier, there[b"d/1"]]):
+                record(one, b"d/1", new, replaces=old)
+    with manifest.transaction():
+        manifest.record(gone)
+    with other.transaction():
+        seq = other.next_seq()
+        for each in gone:
+            other.record_under(seq, [each])
+    assert _state(manifest) == _state(other)
+    living = {path for path, row in manifest.all_rows() if row and row.entry.alive}
+    assert living == {path for path, entry in there.items() if entry.alive} - {one.path for one in gone}
+    other.close()
+
+
+def test_a_folder_of_which_all_goes_is_recorded_in_a_few_statements(manifest: Manifest) -> None:
+    there = {b"d/%d" % n: file(b"%d" % n, seen=version(1, 1)) for n in range(100)}
+    with manifest.transaction():
+        manifest.record([Record(path, Row(entry)) for path, entry in there.items()])
+    stamp = manifest.next_stamp()
+    gone = [Record(path, Row(vanish(entry, stamp)), entry) for path, entry in there.items()]
+    statements: list[str] = []
+    manifest._db.set_trace_callback(statements.append)
+    with manifest.transaction():
+        manifest.record(gone)
+    assert len(statements) < 20
 
 
 # -- ticks (I2)

@@ -35,11 +35,12 @@ class Stamp(NamedTuple):
 class Version:
     """An immutable version vector."""
 
-    __slots__ = ("_encoded", "_ticks")
+    __slots__ = ("_encoded", "_next", "_ticks")
 
     def __init__(self, ticks: Mapping[ReplicaId, int] | None = None) -> None:
         self._ticks: dict[ReplicaId, int] = dict(ticks or {})
         self._encoded: bytes | None = None
+        self._next: tuple[Stamp, Version] | None = None
 
     def __le__(self, other: Version) -> bool:
         """Has `other` seen everything that this version has?"""
@@ -59,9 +60,9 @@ class Version:
 
     def bump(self, stamp: Stamp) -> Version:
         """Return the version that follows this one and is marked by `stamp`."""
-        if not self._ticks:
-            return _first(stamp)
-        return Version(_bounded({**self._ticks, stamp.replica: stamp.tick}))
+        if self._next is None or self._next[0] != stamp:  # all that had one version has one again
+            self._next = (stamp, Version(_bounded({**self._ticks, stamp.replica: stamp.tick})))
+        return self._next[1]
 
     def tick_of(self, replica: ReplicaId) -> int:
         """Return the last tick of `replica` that this version has seen; 0 for none."""
@@ -110,12 +111,6 @@ def _bounded(ticks: dict[ReplicaId, int]) -> dict[ReplicaId, int]:
     if len(ticks) <= MAX_REPLICAS:
         return ticks
     return dict(sorted(ticks.items(), key=lambda pair: pair[1])[-MAX_REPLICAS:])
-
-
-@lru_cache(maxsize=16)
-def _first(stamp: Stamp) -> Version:
-    """Return the version of all that one scan has found for the first time: one object for all of it."""
-    return Version({stamp.replica: stamp.tick})
 
 
 NOTHING = Version()
