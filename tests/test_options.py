@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from p2psync.cli.options import YEAR_SECONDS, Seconds
 from p2psync.core.choose import Filter, Mode
 from p2psync.core.model import Prefer
 from p2psync.core.replica import PIECE_BYTES
@@ -280,6 +281,13 @@ def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     ssh.chmod(0o755)
     ran = p2psync(here, "sync", "--timeout", "0.5", "-e", str(ssh), "host:there", code=5)
     assert "not done after 0.5 s (--timeout); the next sync carries on" in ran.err
+
+
+@pytest.mark.parametrize("seconds", ["inf", "1e30"])
+def test_who_would_wait_for_ever_waits_as_long_as_systems_can(tmp_path: Path, seconds: str) -> None:
+    here = replica(tmp_path / "here", {"f": "1"})
+    p2psync(here, "sync", "--timeout", seconds, "--create", tmp_path / "there")
+    assert Seconds(1).convert(seconds, None, None) == YEAR_SECONDS
 
 
 def test_questions_are_answered_for_those_who_cannot(tmp_path: Path) -> None:

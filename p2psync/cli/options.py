@@ -55,6 +55,7 @@ class Commands(click.Group):
 
 LOCK_WAIT = 10.0
 """Seconds that a command waits for another run to finish."""
+YEAR_SECONDS = 366 * 24 * 3600.0
 EXIT_CODES = {
     Exit.IN_STEP: "0 in step",
     Exit.CONFLICTS: "1 done, but conflicts were set aside or some paths have problems",
@@ -85,6 +86,14 @@ class Number(click.FloatRange):
 
     def _describe_range(self) -> str:
         return _range(self.min, self.max)
+
+
+class Seconds(Number):
+    """A time that somebody waits; more than a year of it is a year, which is all that systems can wait."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:  # noqa: ANN401 - as click has it
+        """As click has it."""
+        return min(super().convert(value, param, ctx), YEAR_SECONDS)
 
 
 class Count(click.IntRange):

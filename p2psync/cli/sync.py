@@ -14,7 +14,7 @@ import click
 
 from p2psync.cli.options import (
     Connection,
-    Number,
+    Seconds,
     chosen_peers,
     connection_options,
     drivers,
@@ -150,13 +150,13 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
 @connection_options
 @click.option(
     "--lock-wait",
-    type=Number(0),
+    type=Seconds(0),
     metavar="SECONDS",
     help="How long to wait for another run to finish.  [default: 10]",
 )
 @click.option(
     "--timeout",
-    type=Number(0),
+    type=Seconds(0),
     metavar="SECONDS",
     help="End the run if it is not done by then; the next one carries on.",
 )

@@ -11,7 +11,7 @@ from p2psync.cli.options import (
     JSON,
     LOCK_WAIT,
     Connection,
-    Number,
+    Seconds,
     chosen_peers,
     connection_options,
     drivers,
@@ -37,7 +37,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 @prefer_option
 @click.option(
     "--settle",
-    type=Number(0, 60),
+    type=Seconds(0, 60),
     default=0.05,
     show_default=True,
     metavar="SECONDS",
@@ -46,13 +46,13 @@ def _stop(number: int, frame: object) -> NoReturn:
 )
 @click.option(
     "--poll",
-    type=Number(1),
+    type=Seconds(1),
     metavar="SECONDS",
     help="Look at everything that often, on both sides, instead of waiting for events: for network mounts.",
 )
 @click.option(
     "--full-every",
-    type=Number(1),
+    type=Seconds(1),
     default=600,
     show_default=True,
     metavar="SECONDS",
