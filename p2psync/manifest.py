@@ -30,7 +30,7 @@ from p2psync.past import Past, Run
 
 _T = TypeVar("_T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BASES = 8
 """Earlier versions of a path that a merge may start from, whoever has them; and see `Manifest.bases`."""
 REMEMBERED = 100
@@ -74,14 +74,22 @@ CREATE TABLE mount (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE nonce (seq INTEGER PRIMARY KEY, nonce INTEGER NOT NULL);
 """
 _SAMPLE = "CREATE TABLE sample (hash BLOB, digest BLOB, PRIMARY KEY (hash, digest)) WITHOUT ROWID"
-_UPGRADES = {1: _SAMPLE}
+_LEFT_BEHIND = """CREATE TABLE left_behind (
+    replica INTEGER, pending BLOB, acknowledged INTEGER NOT NULL, PRIMARY KEY (replica, pending))
+    WITHOUT ROWID"""
+"""Paths that a replica was left behind with, and what it had of this one's changes when they began to be."""
+_UPGRADES = {1: _SAMPLE, 2: _LEFT_BEHIND}
 """What brings a manifest of an older format to the next one."""
 
 _IS_FILE = "+kind = 1"
 """For a statement about all files. The plus has SQLite read the table as it lies: by the index of digests
 it would seek each row, which takes twenty times as long."""
-_IS_COMMON = "EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
-"""Was a remembered version the present one when the replica was last in step with some other?"""
+_IS_COMMON = (
+    "(EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
+    " OR EXISTS (SELECT 1 FROM left_behind"
+    " WHERE pending = path AND born <= acknowledged AND acknowledged < seq))"
+)
+"""Was a remembered version the present one when its path was last in step with some other replica?"""
 _NEEDED_TEXTS = f"""
 SELECT digest FROM entry WHERE {_IS_FILE}
 UNION ALL SELECT digest FROM remembered WHERE kind = 1 AND path IN (SELECT path FROM conflict)
@@ -102,7 +110,7 @@ class PeerRecord(NamedTuple):
     synced_at: int | None
     """Seconds since 1970; None: never in step."""
     acknowledged: int
-    """This replica's sequence number then: all up to it, the other has too."""
+    """A sequence number of this replica: all up to it, the other has too, but for what is pending."""
 
 
 RECALLED = 100_000
@@ -127,7 +135,7 @@ class Manifest:
         """
         manifest = cls(connect(file))
         with manifest.transaction():
-            for statement in (*_SCHEMA.split(";\n"), _SAMPLE):
+            for statement in (*_SCHEMA.split(";\n"), *_UPGRADES.values()):
                 manifest._db.execute(statement)
             manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
@@ -820,14 +828,43 @@ class Manifest:
         return msgspec.msgpack.decode(found[0], type=Mark) if found and found[0] else None
 
     def set_mark(self, peer: Identity, mark: Mark, now: float) -> None:
-        """Remember how far the changes of `peer` are taken in."""
+        """Remember how far the changes of `peer` are taken in, and that it has taken in all that is here.
+
+        A mark that leaves very much behind does not tell of all: the peer has what it had before then.
+        """
         in_step = None if mark.pending else int(now)
+        found = self._db.execute(
+            "SELECT acknowledged FROM peer WHERE replica = ?", (peer.replica,)
+        ).fetchone()
+        before = found[0] if found else 0
+        knows_nothing = mark.pending and not mark.seq
         self._db.execute(
             "INSERT INTO peer (replica, name, synced_at, acknowledged, mark) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (replica) DO UPDATE SET"
             " name = excluded.name, synced_at = coalesce(excluded.synced_at, synced_at),"
             " acknowledged = excluded.acknowledged, mark = excluded.mark",
-            (peer.replica, peer.name, in_step, self.newest(), msgspec.msgpack.encode(mark)),
+            (
+                peer.replica,
+                peer.name,
+                in_step,
+                before if knows_nothing else self.newest(),
+                msgspec.msgpack.encode(mark),
+            ),
+        )
+        if not knows_nothing:
+            self._set_left_behind(peer.replica, before, mark.pending)
+
+    def _set_left_behind(self, peer: ReplicaId, before: int, pending: Collection[bytes]) -> None:
+        """Remember what a replica is left behind with; before, it had all up to that sequence number."""
+        found = self._db.execute("SELECT pending FROM left_behind WHERE replica = ?", (peer,))
+        known = {path for (path,) in found}
+        self._db.executemany(
+            "DELETE FROM left_behind WHERE replica = ? AND pending = ?",
+            [(peer, path) for path in known.difference(pending)],
+        )
+        self._db.executemany(
+            "INSERT INTO left_behind VALUES (?, ?, ?)",
+            [(peer, path, before) for path in pending if path not in known],
         )
 
     def ask_again(self, paths: Iterable[bytes]) -> None:

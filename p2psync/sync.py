@@ -50,8 +50,8 @@ from p2psync.errors import GuardTripped, ReplicaError
 BATCH = 5000
 """Paths or contents asked about at once: a message of well under a MiB."""
 
-MANY_LEFT = 20_000
-"""Paths left for another time that are remembered by name."""
+LEFT_BYTES = 1 << 20
+"""Names of paths left for another time that are remembered: where there are more, all is compared again."""
 LARGE_AT_ONCE = 500
 """Large contents of which it is asked at once what they are like: of each some parts are read."""
 LARGE_BATCH = 16
@@ -427,10 +427,7 @@ class Session:
     # -- acknowledge
 
     def _acknowledge(self, home: Side, peer: Side, left: set[bytes]) -> None:
-        """Remember on both sides, now that both have committed, what they took in of each other.
-
-        Where very much is left for another time, nothing is taken for known: all is compared again then.
-        """
+        """Remember on both sides, now that both have committed, what they took in of each other."""
         failed = {problem.path for side in (home, peer) for problem in side.problems}
         touched = {transition.path for side in (home, peer) for transition in side.transitions}
         pending = sorted(left | (failed & touched))
@@ -438,8 +435,8 @@ class Session:
         for side, other in ((home, peer), (peer, home)):
             point = points[other.identity.replica]
             mark = Mark(other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce)
-            if len(pending) > MANY_LEFT:
-                mark = side.replica.mark(other.identity.replica) or Mark(other.identity.epoch, 0, b"")
+            if sum(map(len, pending)) > LEFT_BYTES:
+                mark = Mark(other.identity.epoch, 0, b"", pending[:1])
             side.replica.acknowledge(other.identity, mark)
 
 

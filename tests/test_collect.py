@@ -7,9 +7,11 @@ import errno
 import itertools
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import rmtree
 from types import SimpleNamespace
 
 import pytest
@@ -17,11 +19,12 @@ import pytest
 from p2psync import history
 from p2psync.bases import Bases
 from p2psync.config import history_limits
-from p2psync.core.model import Kind, Prefer
+from p2psync.core.choose import Filter
+from p2psync.core.model import Kind, Prefer, Resolution
 from p2psync.core.retention import DAY_SECONDS, Kept, Limits
 from p2psync.errors import ReplicaError
 from p2psync.local import LocalReplica
-from p2psync.manifest import Manifest
+from p2psync.manifest import BASES, Manifest
 from p2psync.sync import Session
 from p2psync.undo import contents, past, restore, undo
 from tests.support import (
@@ -565,6 +568,70 @@ def test_a_deletion_that_a_replica_was_left_behind_with_is_not_forgotten(
     clock.pass_days(40)
     collect_at(here)
     assert known(here, b"gone")
+
+
+@pytest.mark.parametrize("before", ["in step", "never met"])
+def test_deletions_that_were_left_out_are_not_forgotten_where_they_are_too_many_to_be_named(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    monkeypatch.setattr("p2psync.sync.LEFT_BYTES", 2)
+    tree: Tree = {b"gone/%d" % n: b"%d" % n for n in range(5)} | {b"stays/f": b"1"}
+    here, there = pair(tmp_path, tree)
+    if before == "never met":
+        there = tmp_path / "third"
+        new_replica(there, tree)
+    rmtree(here / "gone")
+    put(here, "stays/f", b"2")
+    with opened(here) as ours, opened(there) as theirs:
+        session = Session(ours, theirs, Quiet())
+        session.scan(keep=True)
+        assert len(session.round(Prefer.BOTH, wanted=Filter(within=(b"stays",))).left_out) > 2
+    clock.pass_days(40)
+    collect_at(here)
+    assert known(here, b"gone/1")
+    assert sync(here, there).in_step
+    assert snapshot(here) == snapshot(there)
+    assert (here / "gone").exists() == (before == "never met")
+    clock.pass_days(40)
+    collect_at(here)
+    assert known(here, b"gone/1") == (before == "never met")
+
+
+def test_where_too_much_was_left_out_to_be_named_nobody_is_said_to_be_in_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2psync.sync.LEFT_BYTES", 2)
+    here = new_replica(tmp_path / "here", {b"%d" % n: b"%d" % n for n in range(9)})
+    there = new_replica(tmp_path / "there")
+    with opened(here) as ours, opened(there) as theirs:
+        session = Session(ours, theirs, Quiet())
+        session.scan(keep=True)
+        session.round(Prefer.BOTH, wanted=Filter(within=(b"1",)))
+        assert [peer.synced_at for peer in ours.peers()] == [None]
+        mark = ours.mark(theirs.identity.replica)
+        assert mark and len(mark.pending) == 1
+    assert sync(here, there).in_step
+    assert snapshot(here) == snapshot(there)
+
+
+def test_what_was_left_out_of_many_runs_still_merges(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"t": BASE, b"f": b"1"})
+    for n in range(BASES + 3):
+        put(here, "t", BASE.replace(b"1", b"here %d" % n))
+        put(there, "t", BASE.replace(b"9", b"there %d" % n))
+        put(here, "f", b"%d" % n)
+        with opened(here) as ours, opened(there) as theirs:
+            session = Session(ours, theirs, Quiet())
+            session.scan(keep=True)
+            session.round(Prefer.BOTH, wanted=Filter(patterns=b"t"))
+        collect_at(here)
+        collect_at(there)
+    result = sync(here, there)
+    assert [conflict.resolution for conflict in result.conflicts] == [Resolution.MERGED]
+    put(here, "t", (here / "t").read_bytes() + b"more\n")
+    assert sync(here, there).in_step
+    with contextlib.closing(sqlite3.connect(here / ".p2psync" / "manifest.db")) as database:
+        assert database.execute("SELECT * FROM left_behind").fetchall() == []
 
 
 def test_a_deletion_that_a_run_brought_is_not_forgotten_while_it_can_be_undone(

@@ -101,13 +101,18 @@ def test_a_manifest_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifest_of_an_older_format_is_brought_up_to_date(place: bytes) -> None:
+@pytest.mark.parametrize(("older", "lacks"), [(1, ["sample", "left_behind"]), (2, ["left_behind"])])
+def test_a_manifest_of_an_older_format_is_brought_up_to_date(
+    place: bytes, older: int, lacks: list[str]
+) -> None:
     with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
-        database.execute("DROP TABLE sample")
-        database.execute("PRAGMA user_version = 1")
+        for table in lacks:
+            database.execute(f"DROP TABLE {table}")
+        database.execute(f"PRAGMA user_version = {older}")
     for _ in range(2):
         with contextlib.closing(Manifest.open(place)) as manifest:
             assert not manifest.has_samples()
+            assert manifest.bases(b"f") == []
     with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 

@@ -66,6 +66,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
 
     epoch: Count
     seq: Count
+    """0: nothing is taken for known, for too much was left behind to remember all of it."""
     rules: _Rules
     """The rules of both sides at the time: other rules may show other paths."""
     pending: list[bytes] = []
