@@ -33,11 +33,16 @@ def entry_columns(entry: Entry) -> tuple[object, ...]:
     )
 
 
-def _version(data: bytes) -> Version:
+def version_of(data: bytes) -> Version:
+    """Return the version that a column holds.
+
+    Raises:
+        sqlite3.DatabaseError: there is none.
+    """
     try:
         return Version.decode(data)
-    except ValueError as error:
-        raise sqlite3.DatabaseError(str(error)) from error
+    except (ValueError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"a version that is none: {error}") from error
 
 
 def entry_of(columns: Sequence[Any]) -> Entry:
@@ -46,24 +51,27 @@ def entry_of(columns: Sequence[Any]) -> Entry:
     Raises:
         sqlite3.DatabaseError: there is none.
     """
-    kind, version, revision, digest, size, mode, mtime_ns, target = columns[:8]
-    return Entry(
-        kind=_KINDS[kind],
-        version=_version(version),
-        revision=revision,
-        digest=digest,
-        size=size,
-        mode=mode,
-        mtime_ns=mtime_ns,
-        target=target,
-    )
+    try:
+        kind, version, revision, digest, size, mode, mtime_ns, target = columns[:8]
+        return Entry(
+            kind=_KINDS[kind],
+            version=Version.decode(version),
+            revision=revision,
+            digest=digest,
+            size=size,
+            mode=mode,
+            mtime_ns=mtime_ns,
+            target=target,
+        )
+    except (ValueError, IndexError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"a row that is none: {error}") from error
 
 
 def decoded(decode: Callable[[Sequence[Any]], _T], columns: Sequence[Any]) -> _T | None:
     """Return what is in columns of a manifest that may be damaged; None: nothing that could be."""
     try:
         return decode(columns)
-    except (ValueError, IndexError, TypeError, sqlite3.DatabaseError):
+    except (TypeError, sqlite3.DatabaseError):
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from typing import Any
 
 from p2psync.errors import Damaged, NoRoom, ReplicaError
@@ -29,39 +30,50 @@ def no_room(file: bytes) -> NoRoom:
     )
 
 
-class _Cursor(sqlite3.Cursor):
-    """A cursor whose errors are told as what they are to a user: the sidecar's."""
+class _Found:
+    """What a statement found. Reading it may meet damage that the statement itself has not."""
 
-    def __next__(self) -> Any:  # noqa: ANN401
-        with told(self.connection):
-            return super().__next__()
+    __slots__ = ("_connection", "_cursor")
+
+    def __init__(self, connection: sqlite3.Connection, cursor: sqlite3.Cursor) -> None:
+        self._connection = connection
+        self._cursor = cursor
+
+    def __iter__(self) -> Iterator[Any]:
+        with told(self._connection):
+            for row in self._cursor:  # noqa: UP028 - it would close the cursor, perhaps after the database
+                yield row
 
     def fetchone(self) -> Any:  # noqa: ANN401
-        with told(self.connection):
-            return super().fetchone()
+        with told(self._connection):
+            return self._cursor.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with told(self._connection):
+            return self._cursor.fetchall()
+
+    @property
+    def rowcount(self) -> int:
+        return self._cursor.rowcount
 
 
 class Database(sqlite3.Connection):
-    """A connection with such cursors."""
+    """A connection whose errors are told as what they are to a user: the sidecar's."""
 
     file: bytes = b""
     """Is marked if it turns out to be damaged."""
     place: bytes = b""
     """Where it is."""
 
-    def cursor(self, factory: Any = _Cursor) -> Any:  # noqa: ANN401
-        """As sqlite3 has it."""
-        return super().cursor(factory)
-
-    def execute(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
-        """As sqlite3 has it."""
+    def execute(self, *args: Any) -> Any:  # noqa: ANN401
+        """As sqlite3 has it, but for what can be done with the cursor."""
         with told(self):
-            return super().execute(*args)
+            return _Found(self, super().execute(*args))
 
-    def executemany(self, *args: Any) -> sqlite3.Cursor:  # noqa: ANN401
-        """As sqlite3 has it."""
+    def executemany(self, *args: Any) -> Any:  # noqa: ANN401
+        """As `execute`."""
         with told(self):
-            return super().executemany(*args)
+            return _Found(self, super().executemany(*args))
 
 
 class told:  # noqa: N801 - a class, for it is entered for every row
@@ -77,17 +89,33 @@ class told:  # noqa: N801 - a class, for it is entered for every row
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, sqlite3.Error):
+        if not isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
             return
         if getattr(error, "sqlite_errorcode", None) in _FULL:
             raise no_room(getattr(self._connection, "place", b"")) from error
-        if type(error) is not sqlite3.DatabaseError:  # none of its kinds: the file itself is damaged
+        if not _is_damage(error):
             raise ReplicaError(f"the manifest cannot be used: {error}") from error
         file = getattr(self._connection, "file", b"")
         if file:
-            with contextlib.suppress(OSError):
-                os.close(os.open(file + DAMAGED, os.O_WRONLY | os.O_CREAT, 0o600))
+            mark_damaged(file)
         raise Damaged(f"the manifest is damaged: {error}; the next sync makes it anew") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Is the file itself damaged, rather than out of reach, or in use?
+
+    So it is if what is no text, or no table any more, should be one; else the error is of one of the kinds of
+    `sqlite3.DatabaseError`.
+    """
+    if isinstance(error, sqlite3.OperationalError):
+        return str(error).startswith(("no such ", "Could not decode "))
+    return type(error) is sqlite3.DatabaseError or isinstance(error, UnicodeDecodeError)
+
+
+def mark_damaged(file: bytes) -> None:
+    """Have the next run that may do so make a manifest anew."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(file + DAMAGED, os.O_WRONLY | os.O_CREAT, 0o600))
 
 
 def connect(file: bytes) -> sqlite3.Connection:

@@ -72,6 +72,8 @@ class Report:
     """Files compared with a peer."""
     is_complete: bool = True
     """False: the manifest is so damaged that all else could not be checked."""
+    gave_up_manifest: bool = False
+    """It will be made anew."""
     repaired: dict[bytes, str] = field(default_factory=dict)
     """Where the good bytes of a path came from."""
     left: dict[bytes, str] = field(default_factory=dict)
@@ -123,6 +125,9 @@ def fsck(root: bytes, replica: LocalReplica, peer: Peer | None, repair: bool, pr
                     check.peer(peer.name, far)
                 if repair:
                     check.repair(far)
+            elif repair:
+                replica.manifest.give_up()
+                report.gave_up_manifest = True
         except P2PSyncError as error:
             report.error = error
         except OSError as error:

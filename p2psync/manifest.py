@@ -18,13 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from p2psync.columns import ENTRY, blob, decoded, entry_columns, entry_of, row_of
+from p2psync.columns import ENTRY, blob, decoded, entry_columns, entry_of, row_of, version_of
 from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Row
 from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import join, split
 from p2psync.core.replica import Change, Content, Identity, Mark, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
-from p2psync.database import DAMAGED, connect, copied, is_sound, told
+from p2psync.database import DAMAGED, connect, copied, is_sound, mark_damaged, told
 from p2psync.errors import Damaged, ReplicaError
 from p2psync.past import Past, Run
 
@@ -264,7 +264,7 @@ class Manifest:
 
     def identity(self) -> Identity:
         """Return who this replica is."""
-        return Identity(ReplicaId(self._number("replica")), str(self._meta("name")), self._number("epoch"))
+        return Identity(ReplicaId(self._number("replica")), self._meta("name", str), self._number("epoch"))
 
     def next_stamp(self) -> Stamp:
         """Return a stamp never used before; not durable before `use` and a commit."""
@@ -295,8 +295,9 @@ class Manifest:
             return None
         (taken,) = self._db.execute("SELECT coalesce(max(acknowledged), 0) FROM peer").fetchone()
         for (data,) in self._db.execute("SELECT DISTINCT version FROM entry WHERE seq <= ?", (taken,)):
-            if any(stamp.tick > limit for stamp in Version.decode(data)):
-                return None
+            with told(self._db):
+                if any(stamp.tick > limit for stamp in version_of(data)):
+                    return None
         return int(taken)
 
     def point(self) -> Point:
@@ -356,14 +357,15 @@ class Manifest:
         self._db.execute("DELETE FROM nonce WHERE seq = ?", (seq - RECALLED,))
         return seq
 
-    def _meta(self, key: str) -> object:
-        (value,) = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return value
+    def _meta(self, key: str, kind: type[_T]) -> _T:
+        found = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        with told(self._db):
+            if found is None or not isinstance(found[0], kind):
+                raise sqlite3.DatabaseError(f"it has no {key}")
+        return found[0]
 
     def _number(self, key: str) -> int:
-        value = self._meta(key)
-        assert isinstance(value, int)
-        return value
+        return self._meta(key, int)
 
     # -- rows
 
@@ -590,7 +592,7 @@ class Manifest:
     def pending(self) -> set[bytes]:
         """Return the paths that some replica was left behind with."""
         found = self._db.execute("SELECT mark FROM peer WHERE mark IS NOT NULL").fetchall()
-        return {path for (mark,) in found for path in msgspec.msgpack.decode(mark, type=Mark).pending}
+        return {path for (data,) in found for path in self._mark(data).pending}
 
     def acknowledged(self) -> int:
         """Return up to which sequence number all replicas that this one syncs with have its changes."""
@@ -780,6 +782,10 @@ class Manifest:
         except (ReplicaError, sqlite3.DatabaseError) as error:
             return [str(error)]
 
+    def give_up(self) -> None:
+        """Have the next run that may do so make the manifest anew: it cannot be repaired."""
+        mark_damaged(getattr(self._db, "file", b""))
+
     def clock(self) -> int:
         """Return the last tick issued."""
         return self._number("tick")
@@ -825,7 +831,7 @@ class Manifest:
     def mark(self, peer: ReplicaId) -> Mark | None:
         """Return how far the changes of `peer` are taken in."""
         found = self._db.execute("SELECT mark FROM peer WHERE replica = ?", (peer,)).fetchone()
-        return msgspec.msgpack.decode(found[0], type=Mark) if found and found[0] else None
+        return self._mark(found[0]) if found and found[0] else None
 
     def set_mark(self, peer: Identity, mark: Mark, now: float) -> None:
         """Remember how far the changes of `peer` are taken in, and that it has taken in all that is here.
@@ -873,7 +879,7 @@ class Manifest:
         for peer, data in self._db.execute(
             "SELECT replica, mark FROM peer WHERE mark IS NOT NULL"
         ).fetchall():
-            mark = msgspec.msgpack.decode(data, type=Mark)
+            mark = self._mark(data)
             asked = msgspec.structs.replace(mark, pending=sorted(again.union(mark.pending)))
             place = (msgspec.msgpack.encode(asked), peer)
             self._db.execute("UPDATE peer SET mark = ? WHERE replica = ?", place)
@@ -897,6 +903,13 @@ class Manifest:
             PeerRecord(replica, name, os.fsdecode(place), synced_at, acknowledged)
             for replica, name, place, synced_at, acknowledged in found
         ]
+
+    def _mark(self, data: bytes) -> Mark:
+        with told(self._db):
+            try:
+                return msgspec.msgpack.decode(data, type=Mark)
+            except (msgspec.MsgspecError, TypeError) as error:
+                raise sqlite3.DatabaseError(f"a mark that is none: {error}") from error
 
     def _entry(self, columns: Sequence[Any]) -> Entry:
         with told(self._db):

@@ -42,6 +42,10 @@ def _summary(report: Report, repair: bool) -> str:
         parts.append(f"{len(report.repaired)} repaired")
     compared = f", {report.compared} compared with the peer" if report.compared else ""
     rest = "" if report.is_complete else "; the rest could not be checked"
+    if report.gave_up_manifest:
+        rest += "; the next sync makes the manifest anew"
+    elif not (report.is_complete or report.error):
+        rest += "; --repair has the next sync make the manifest anew"
     files = "1 file" if report.files == 1 else f"{report.files} files"
     read = f"{files} ({size_of(report.size)}) read{compared}: {', '.join(parts)}{rest}"
     if not repair and any(one.what is What.ROTTEN and not one.peer for one in report.findings):

@@ -325,7 +325,7 @@ def test_a_row_that_cannot_be_decoded_is_damage_and_ends_the_check(root: Path, d
     report = check(root, repair=True)
     assert [finding.what for finding in report.findings] == [What.MANIFEST]
     assert (report.exit_code, report.is_complete, report.files) == (Exit.CONFLICTS, False, 0)
-    assert text(report, True).endswith("; the rest could not be checked\n")
+    assert "; the rest could not be checked; " in text(report, True)
 
 
 def test_a_row_of_no_folder_is_damage(root: Path) -> None:
@@ -489,6 +489,13 @@ def test_a_database_that_is_damaged_inside_is_damage(root: Path) -> None:
     assert {finding.what for finding in report.findings} == {What.MANIFEST}
     assert not report.is_complete
     assert report.exit_code == Exit.CONFLICTS
+    assert "--repair has the next sync make the manifest anew" in text(report, False)
+    with opened(root) as replica:
+        assert not replica.manifest.is_anew()
+    assert "the next sync makes the manifest anew" in text(check(root, repair=True), True)
+    with opened(root) as replica:
+        assert replica.manifest.is_anew()
+        assert replica.manifest.faults() == []
 
 
 def test_a_manifest_that_cannot_be_opened_ends_the_command(root: Path) -> None:

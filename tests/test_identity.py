@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -17,6 +19,9 @@ from tests.support import contents_of, history, make_tree, new_replica, opened, 
 
 Break = Callable[[Path, Path], None]
 """Does something to the replica at the first path, of which an earlier state was copied to the second."""
+
+PAGE_BYTES = 4096
+"""Of SQLite."""
 
 
 def copy(source: Path, target: Path) -> None:
@@ -231,6 +236,27 @@ def test_a_lost_manifest_is_made_anew_and_nothing_is_lost_or_undone(
     assert list(root.glob(".p2psync/manifest.db.damaged-*")) or loss is lose
 
 
+@pytest.mark.parametrize("damage", ["zeros", "noise"])
+def test_a_manifest_of_which_any_page_is_damaged_is_made_anew(tmp_path: Path, damage: str) -> None:
+    tree = {b"d/" + b"x" * 100 + b"%d" % number: b"%d" % number for number in range(100)}
+    root, other = new_replica(tmp_path / "root", tree), new_replica(tmp_path / "other")
+    sync(root, other)
+    pages = manifest_of(root).stat().st_size // PAGE_BYTES
+    assert pages > 20
+    rng = random.Random(1)
+    for page in range(pages):
+        assert not manifest_of(root).with_name("manifest.db-wal").exists()
+        with manifest_of(root).open("r+b") as raw:
+            raw.seek(page * PAGE_BYTES)
+            raw.write(bytes(PAGE_BYTES) if damage == "zeros" else rng.randbytes(PAGE_BYTES))
+        make_tree(root, {b"here": b"%d" % page})
+        make_tree(other, {b"there": b"%d" % page})
+        sync_twice(root, other)
+        assert sync(root, other).in_step
+        assert snapshot(root) == snapshot(other)
+        assert tree == {path: seen.data for path, seen in snapshot(root).items() if path in tree}
+
+
 def test_two_replicas_that_both_lost_their_manifests_adopt_what_is_the_same(tmp_path: Path) -> None:
     one, two = new_replica(tmp_path / "one", {b"same": b"1", b"other": b"1"}), new_replica(tmp_path / "two")
     sync(one, two)
@@ -308,12 +334,26 @@ def test_a_deletion_in_the_original_is_not_undone_by_a_copy_with_its_inodes(
     assert {path: seen.data for path, seen in snapshot(tmp_path / "copy").items()} == {b"g": b"2"}
 
 
-def test_a_row_that_cannot_be_read_is_a_damage_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE entry SET version = x'00'",
+        "UPDATE entry SET version = 'text'",
+        "UPDATE entry SET kind = 9",
+        "UPDATE entry SET kind = 'file'",
+        "DELETE FROM meta WHERE key = 'epoch'",
+        "UPDATE meta SET value = 'many' WHERE key = 'tick'",
+        "UPDATE meta SET value = CAST(x'ff' AS TEXT) WHERE key = 'name'",
+        "UPDATE peer SET mark = x'c1'",
+        "UPDATE peer SET mark = 'text'",
+        "DROP TABLE sample",
+    ],
+)
+def test_what_cannot_be_read_in_a_manifest_is_a_damage_too(tmp_path: Path, damage: str) -> None:
     one, two = new_replica(tmp_path / "one", {b"f": b"1"}), new_replica(tmp_path / "two")
     sync(one, two)
-    with sqlite3.connect(manifest_of(one)) as database:
-        database.execute("UPDATE entry SET version = x'00'")
-    database.close()
+    with contextlib.closing(sqlite3.connect(manifest_of(one))) as database, database:
+        database.execute(damage)
     make_tree(one, {b"f": b"2"})
     sync_twice(one, two)
     settle(one, two)

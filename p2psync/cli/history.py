@@ -187,7 +187,7 @@ def fsck(
 
     A file whose bytes changed although nobody wrote to it is rotten: the disk failed. --repair takes good
     bytes from the history, from another file or from the peer, verifies them and puts them in place; the
-    rotten ones go to the history.
+    rotten ones go to the history. A manifest that is damaged is made anew by the next sync.
     """
     from p2psync import fsck, render_fsck
     from p2psync.local import LocalReplica
