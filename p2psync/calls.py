@@ -137,6 +137,7 @@ class GetPoint(_Call, frozen=True):
 class Recalls(_Call, frozen=True):
     seq: Count
     nonce: Count
+    tick: Count
 
 
 class Remint(_Call, frozen=True):

@@ -725,9 +725,9 @@ class LocalReplica:
         """Return how far this replica's own changes go."""
         return self._manifest.point()
 
-    def recalls(self, seq: int, nonce: int) -> bool:
-        """Was there ever this change? See `Replica.recalls`."""
-        return self._manifest.recalls(seq, nonce)
+    def recalls(self, seq: int, nonce: int, tick: int = 0) -> bool:
+        """Was there ever this change, and this tick? See `Replica.recalls`."""
+        return self._manifest.recalls(seq, nonce) and self._manifest.has_used(tick)
 
     def remint(self, peer: ReplicaId, since: int) -> Identity:
         """Become another replica; see `Replica.remint`."""
@@ -746,7 +746,8 @@ class LocalReplica:
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """Return how far this replica has taken in the changes of `peer`, None if never."""
-        return self._manifest.mark(peer)
+        mark, tick = self._manifest.mark(peer), self._manifest.seen(peer)
+        return msgspec.structs.replace(mark or Mark(0, 0, b""), tick=tick) if tick else mark
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
         """Remember how far the changes of `peer` are taken in; the run is over for this side."""

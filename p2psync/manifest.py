@@ -78,7 +78,10 @@ _LEFT_BEHIND = """CREATE TABLE left_behind (
     replica INTEGER, pending BLOB, acknowledged INTEGER NOT NULL, PRIMARY KEY (replica, pending))
     WITHOUT ROWID"""
 """Paths that a replica was left behind with, and what it had of this one's changes when they began to be."""
-_UPGRADES = {1: _SAMPLE, 2: _LEFT_BEHIND}
+_TICKS = """CREATE TABLE used (tick INTEGER PRIMARY KEY);
+CREATE TABLE seen (replica INTEGER PRIMARY KEY, tick INTEGER NOT NULL)"""
+"""Which ticks this replica has used, and the largest one of each replica in any version that it ever had."""
+_UPGRADES = {1: _SAMPLE, 2: _LEFT_BEHIND + ";\n" + _TICKS}
 """What brings a manifest of an older format to the next one."""
 
 _IS_FILE = "+kind = 1"
@@ -135,7 +138,7 @@ class Manifest:
         """
         manifest = cls(connect(file))
         with manifest.transaction():
-            for statement in (*_SCHEMA.split(";\n"), *_UPGRADES.values()):
+            for statement in ";\n".join((_SCHEMA, *_UPGRADES.values())).split(";\n"):
                 manifest._db.execute(statement)
             manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
@@ -193,7 +196,8 @@ class Manifest:
     def _upgrade(self, version: int) -> None:
         with self.transaction():
             for older in range(version, SCHEMA_VERSION):
-                self._db.execute(_UPGRADES[older])
+                for statement in _UPGRADES[older].split(";\n"):
+                    self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @classmethod
@@ -272,8 +276,13 @@ class Manifest:
         return Stamp(ReplicaId(self._number("replica")), tick)
 
     def use(self, stamp: Stamp) -> None:
-        """Make sure that the tick of `stamp` is never issued again (I2)."""
+        """Make sure that the tick of `stamp` is never issued again (I2), and is recalled as used."""
         self._db.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'tick'", (stamp.tick,))
+        self._db.execute("INSERT OR IGNORE INTO used VALUES (?)", (stamp.tick,))
+        self._db.execute(
+            "DELETE FROM used WHERE tick <= (SELECT tick FROM used ORDER BY tick DESC LIMIT 1 OFFSET ?)",
+            (RECALLED,),
+        )
 
     def newest(self) -> int:
         """Return the sequence number of the newest change."""
@@ -303,12 +312,23 @@ class Manifest:
     def point(self) -> Point:
         """Return how far the changes go."""
         seq = self.newest()
-        return Point(seq, self.nonce(seq) or 0, self._number("tick"))
+        return Point(seq, self.nonce(seq) or 0)
 
     def nonce(self, seq: int) -> int | None:
         """Return the nonce of the change of that number, None if it is not recalled."""
         found = self._db.execute("SELECT nonce FROM nonce WHERE seq = ?", (seq,)).fetchone()
         return int(found[0]) if found else None
+
+    def has_used(self, tick: int) -> bool:
+        """Has this replica ever used this tick, as far as it recalls?"""
+        found = self._db.execute("SELECT 1 FROM used WHERE tick = ?", (tick,)).fetchone()
+        (oldest,) = self._db.execute("SELECT min(tick) FROM used").fetchone()
+        return found is not None or oldest is None or tick < oldest
+
+    def seen(self, replica: ReplicaId) -> int:
+        """Return the largest tick of a replica that any version here has had; 0: none."""
+        found = self._db.execute("SELECT tick FROM seen WHERE replica = ?", (replica,)).fetchone()
+        return int(found[0]) if found else 0
 
     def recalls(self, seq: int, nonce: int) -> bool:
         """Was there ever this change?"""
@@ -460,6 +480,12 @@ class Manifest:
 
     def record_under(self, seq: int, records: Sequence[Record]) -> None:
         """Write rows under a number that this transaction has taken; see `record`."""
+        versions = {id(record.row.entry.version): record.row.entry.version for record in records}
+        self._db.executemany(
+            "INSERT INTO seen VALUES (?, ?)"
+            " ON CONFLICT (replica) DO UPDATE SET tick = max(tick, excluded.tick)",
+            set(itertools.chain.from_iterable(versions.values())),
+        )
         records = self._record_gone(seq, records)
         superseded = [
             record

@@ -406,9 +406,9 @@ class RemoteReplica:
         """See `Replica.point`."""
         return self._ask(GetPoint(), Point)
 
-    def recalls(self, seq: int, nonce: int) -> bool:
+    def recalls(self, seq: int, nonce: int, tick: int = 0) -> bool:
         """See `Replica.recalls`."""
-        return self._ask(Recalls(seq, nonce), bool)
+        return self._ask(Recalls(seq, nonce, tick), bool)
 
     def remint(self, peer: ReplicaId, since: int) -> Identity:
         """See `Replica.remint`."""

@@ -229,7 +229,8 @@ class ReadOnly:
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """See `Replica.mark`, and `acknowledge`."""
-        return self._replica.mark(_reader(peer))
+        mark, other = self._replica.mark(_reader(peer)), self._replica.mark(peer)
+        return msgspec.structs.replace(mark or Mark(0, 0, b""), tick=other.tick) if other else mark
 
     def changes(self, since: int) -> Iterator[list[Change]]:
         """See `Replica.changes`."""
@@ -309,9 +310,9 @@ class ReadOnly:
         """See `Replica.point`."""
         return self._replica.point()
 
-    def recalls(self, seq: int, nonce: int) -> bool:
+    def recalls(self, seq: int, nonce: int, tick: int = 0) -> bool:
         """See `Replica.recalls`."""
-        return self._replica.recalls(seq, nonce)
+        return self._replica.recalls(seq, nonce, tick)
 
     def remint(self, peer: ReplicaId, since: int) -> Identity:
         """Refuse: who this is, is no business of readers.

@@ -278,8 +278,8 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return [replica.newest()]
         case GetPoint():
             return [replica.point()]
-        case Recalls(seq, nonce):
-            return [replica.recalls(seq, nonce)]
+        case Recalls(seq, nonce, tick):
+            return [replica.recalls(seq, nonce, tick)]
         case Remint(peer, since):
             return [replica.remint(peer, since)]
         case Files():

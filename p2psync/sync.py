@@ -244,10 +244,13 @@ class Session:
     # -- identity
 
     def _recognise(self) -> None:
-        """Have a side that is a copy, or an older state, of what the other has met become another replica."""
+        """Have a side that is a copy, or an older state, of what the other has met become another replica.
+
+        Also of what it has only heard of: a third replica may have met what an older state has lost.
+        """
         for side, other in (self._replicas, self._replicas[::-1]):
             mark = other.mark(side.identity.replica)
-            if mark and mark.epoch == side.identity.epoch and not side.recalls(mark.seq, mark.nonce):
+            if mark and not side.recalls(mark.seq, mark.nonce, mark.tick):
                 side.remint(other.identity.replica, 0)
 
     def _plan(

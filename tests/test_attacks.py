@@ -730,7 +730,7 @@ some_calls = st.one_of(
     st.lists(some_right_pieces, max_size=3).map(lambda pieces: framed(Stage(), pieces)),
     st.lists(some_pieces, max_size=3).map(lambda pieces: framed(Stage(), pieces)),
     st.sampled_from([Apply(), Apply(), Newest(), Files(), GetPoint()]).map(framed),
-    st.builds(Recalls, some_numbers, some_numbers).map(framed),
+    st.builds(Recalls, some_numbers, some_numbers, some_numbers).map(framed),
     st.builds(Remint, some_replicas, st.sampled_from([-1, 0, 1, 2**62, 2**63])).map(framed),
     st.builds(Acknowledge, some_identities, some_marks).map(framed),
 )

@@ -170,6 +170,25 @@ def test_a_replica_recalls_its_own_changes_and_no_others(root: Path, connect: Co
 
 
 @here_and_in_a_fork
+def test_a_replica_recalls_its_own_ticks_and_knows_the_largest_of_all_others(
+    root: Path, connect: Connect
+) -> None:
+    with connect(root) as replica:
+        mine = []
+        for data in (b"1", b"2"):
+            make_tree(root, {b"f": data})
+            replica.scan(keep=True)
+            mine.append(entries(replica)[b"f"].version.tick_of(replica.identity.replica))
+        assert [replica.recalls(0, 0, tick) for tick in (*mine, mine[0] - 1)] == [True, True, True]
+        assert [replica.recalls(0, 0, tick) for tick in (mine[0] + 1, mine[1] + 1)] == [False, False]
+        for tick in (6, 9, 7):  # by way of others, which is why there is no mark
+            seen = tombstone(version(77, tick))
+            carry_out(replica, [Transition(b"gone %d" % tick, None, seen)])
+            mark = replica.mark(ReplicaId(77))
+            assert mark and (mark.seq, mark.tick) == (0, max(6, 9 if tick != 6 else 0))
+
+
+@here_and_in_a_fork
 def test_a_replica_that_becomes_another_marks_its_versions_anew(root: Path, connect: Connect) -> None:
     make_tree(root, {b"f": b"1"})
     with connect(root) as replica:

@@ -168,6 +168,34 @@ def test_edits_after_a_backup_was_put_back_dispute_those_before(
     assert not (root / "g").exists()
 
 
+@pytest.mark.parametrize("has_met", [True, False])
+@pytest.mark.parametrize("syncs_first", [True, False])
+def test_what_a_snapshot_lost_is_not_taken_for_seen_by_who_has_it_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_met: bool, syncs_first: bool
+) -> None:
+    monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)  # inodes come back too
+    root, met, heard = (new_replica(tmp_path / name) for name in ("root", "met", "heard"))
+    make_tree(root, {b"f": b"\0001", b"g": b"\0001"})
+    sync(root, met)
+    sync(met, heard)
+    if has_met:
+        sync(heard, root)
+    copy(root, tmp_path / "backup")
+    make_tree(root, {b"f": b"\0lost edit", b"g": b"\0lost too"})
+    sync(root, met)
+    sync(met, heard)
+    put_back(tmp_path / "backup", root, in_place=True)
+    make_tree(root, {b"f": b"\0edit after"})
+    (root / "g").unlink()
+    if syncs_first:
+        sync(root, new_replica(tmp_path / "new"))
+    sync(heard, root)
+    sync(met, heard)
+    settle(root, met, heard)
+    assert contents_of([met]) == {b"\0lost edit", b"\0edit after", b"\0lost too"}
+    assert (root / "g").read_bytes() == b"\0lost too"
+
+
 # -- manifests that are lost
 
 

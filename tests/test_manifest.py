@@ -25,6 +25,7 @@ from p2psync.errors import Damaged, ReplicaError
 from p2psync.manifest import BASES, REMEMBERED, SCHEMA_VERSION, Manifest
 from tests.support import digest, directory, do_not_wait_for_disk, file, symlink, tombstone, version
 
+NEW_IN_3 = ["left_behind", "used", "seen"]
 STAT = Stat(3, 123_456_789_123, 223_456_789_123, 42)
 
 
@@ -101,7 +102,7 @@ def test_a_manifest_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("older", "lacks"), [(1, ["sample", "left_behind"]), (2, ["left_behind"])])
+@pytest.mark.parametrize(("older", "lacks"), [(1, ["sample", *NEW_IN_3]), (2, NEW_IN_3)])
 def test_a_manifest_of_an_older_format_is_brought_up_to_date(
     place: bytes, older: int, lacks: list[str]
 ) -> None:

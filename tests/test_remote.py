@@ -177,9 +177,9 @@ class Fake:
         return len(self.tree)
 
     def point(self) -> Point:
-        return Point(len(self.tree), 7, 8)
+        return Point(len(self.tree), 7)
 
-    def recalls(self, seq: int, nonce: int) -> bool:
+    def recalls(self, seq: int, nonce: int, tick: int = 0) -> bool:
         return (seq, nonce) == (len(self.tree), 7)
 
     def remint(self, peer: ReplicaId, since: int) -> Identity:

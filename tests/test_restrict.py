@@ -493,6 +493,16 @@ def test_the_mark_of_a_reader_says_nothing_of_the_replica_it_claims_to_be(sides:
     assert (there / "f").read_bytes() == b"edited"
 
 
+def test_a_reader_is_told_what_is_known_of_it_from_others(sides: tuple[Path, Path]) -> None:
+    _, there = sides
+    with opened(there) as replica:
+        carry_out(replica, [Transition(b"new", None, tombstone(version(77, 9)))])
+    with reading(there) as peer:
+        mark = peer.mark(ReplicaId(77))
+        assert mark and (mark.epoch, mark.seq, mark.tick) == (0, 0, 9)
+        assert peer.mark(ReplicaId(78)) is None
+
+
 def test_a_reader_does_not_make_another_replica_of_it(sides: tuple[Path, Path]) -> None:
     _, there = sides
     with reading(there) as peer:

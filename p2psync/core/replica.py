@@ -57,8 +57,6 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
     """Of the newest change; 0: it knows nothing yet."""
     nonce: Count
     """Random, made with that change: a copy or an old state of the replica has another there, or none."""
-    tick: Count
-    """The largest that it ever used."""
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
@@ -73,6 +71,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     """Paths that were left behind all the same."""
     nonce: Count = 0
     """Of the change `seq`."""
+    tick: Count = 0
+    """The largest of the other's that is known here, whoever told of it; only where a mark is asked for."""
 
 
 class Change(NamedTuple):
@@ -307,8 +307,11 @@ class Replica(Protocol):
     def point(self) -> Point:
         """Return how far this replica's own changes go."""
 
-    def recalls(self, seq: int, nonce: int) -> bool:
-        """Was there ever this change? If not, this is a copy of who made it, or an older state."""
+    def recalls(self, seq: int, nonce: int, tick: int = 0) -> bool:
+        """Was there ever this change, and was this tick used (0: any)?
+
+        If not, this is a copy of who did so, or an older state.
+        """
 
     def remint(self, peer: ReplicaId, since: int) -> Identity:
         """Become another replica, since the present identity belongs to another state; return the new one.
