@@ -209,7 +209,7 @@ class Manifest:
             OSError: it cannot be put aside.
         """
         aside = b"%s.damaged-%d" % (file, time.time())
-        for end in (b"-wal", b"-shm", b""):
+        for end in (b"", b"-wal", b"-shm"):  # without its log a damaged one would look well closed
             with contextlib.suppress(FileNotFoundError):
                 os.rename(file + end, aside + end)
         with contextlib.suppress(FileNotFoundError):

@@ -118,6 +118,36 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
 
+@pytest.mark.parametrize("done", range(5))
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+def test_who_dies_while_a_damaged_manifest_is_put_aside_leaves_none_that_looks_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    place = os.fsencode(tmp_path / "manifest.db")
+    with contextlib.closing(Manifest.create(place, "name")) as used:
+        with used.transaction():
+            used.record([Record(b"%d" % n, Row(file(b"%d" % n))) for n in range(500)])
+        used._db.execute("PRAGMA wal_checkpoint")
+        log = Path(os.fsdecode(place) + "-wal").read_bytes()
+    with open(place, "r+b") as damaged:
+        damaged.seek(-16384, os.SEEK_END)
+        damaged.write(b"\xff" * 16384)
+    Path(os.fsdecode(place) + "-wal").write_bytes(log[:32])  # its user was killed
+    rename, left = os.rename, iter(range(done))
+
+    def dying(old: bytes, new: bytes) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(os, "rename", dying)
+        Manifest.make_anew(place, "name").close()
+    with contextlib.suppress(Damaged), contextlib.closing(Manifest.open(place)) as manifest:
+        assert manifest.is_anew()
+        assert manifest.faults() == []
+
+
 def test_contents_are_found_by_what_they_have_in_common(place: bytes) -> None:
     with contextlib.closing(Manifest.open(place)) as manifest:
         manifest.add_samples([(b"1", digest(b"a")), (b"2", digest(b"a")), (b"2", digest(b"b"))])
