@@ -26,9 +26,14 @@ class Foreseen:
     def __init__(self, manifest: Manifest, transitions: Iterable[Transition] = ()) -> None:
         """Foresee what `transitions` do; nothing is written yet."""
         self._manifest = manifest
-        self._folders = {
-            step.path for step in transitions if step.expected is None and step.wanted.kind is Kind.DIRECTORY
-        }
+        self._folders: set[bytes] = set()
+        self._known: set[bytes] = set()
+        """Paths that have rows: those, tombstones mostly, stay until what replaces them is there."""
+        for step in transitions:
+            if step.expected is not None:
+                self._known.add(step.path)
+            elif step.wanted.kind is Kind.DIRECTORY:
+                self._folders.add(step.path)
         self._seq = 0
         """Under which sequence number they are written; 0: there are none."""
         self.rows: dict[bytes, Row] = {}
@@ -42,7 +47,7 @@ class Foreseen:
     def write(self, staged: Iterable[tuple[bytes, Entry, Stat]], bases: Bases) -> None:
         """Write the rows of those of the staged files that will arrive so, and where their texts are kept."""
         now_ns = time.time_ns()
-        arriving = (new for new in staged if split(new[0])[0] in self._folders)
+        arriving = (new for new in staged if split(new[0])[0] in self._folders and new[0] not in self._known)
         while batch := list(itertools.islice(arriving, _BATCH)):
             if not self._seq:
                 self._manifest.begin()
@@ -66,7 +71,7 @@ class Foreseen:
         seq, self._seq = self._seq, 0
         if not seq:
             return self._manifest.record(records)
-        self._manifest.forget(self.rows)
+        self._manifest.forget_present(self.rows)
         self.rows = {}
         self._manifest.record_under(seq, records)
         return seq

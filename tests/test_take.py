@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,30 @@ def test_a_file_that_does_not_arrive_as_foreseen_is_not_known_as_that(
     found = scanned(tmp_path / "replica")
     assert found[b"d/f"] == file(b"somebody else's", seen=found[b"d/f"].version)
     assert found[b"d/g"] == file(b"2")
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_deletion_below_a_new_folder_and_what_was_before_it_are_known_until_the_file_is_there(
+    tmp_path: Path, replica: LocalReplica, arrives: bool
+) -> None:
+    make_tree(tmp_path / "replica", {b"d/f": b"old"})
+    replica.scan(keep=True)
+    old = replica.manifest.entry(b"d/f")
+    shutil.rmtree(tmp_path / "replica/d")
+    replica.scan(keep=True)
+    gone = replica.manifest.entry(b"d/f")
+    with replica.manifest.transaction():
+        replica.manifest.forget_present([b"d"])
+    make_tree(tmp_path / "other", {b"d/f": b"1"})
+    steps = [(b"d", None, directory()), (b"d/f", gone, file(b"1"))]
+    replica.prepare([Transition(*step) for step in steps])
+    assert [content for taken in replica.take() for content in taken.lacking] == []
+    if not arrives:
+        make_tree(tmp_path / "replica", {b"d/f": b"somebody else's"})
+    problems = [problem for applied in replica.apply() for problem in applied.problems]
+    assert len(problems) == (0 if arrives else 1)
+    versions = [version.entry for version in replica.manifest.past.versions(b"d/f")]
+    assert versions == [old, gone, *([file(b"1")] if arrives else [])]
 
 
 def test_what_was_foreseen_and_never_applied_is_forgotten(tmp_path: Path, replica: LocalReplica) -> None:
