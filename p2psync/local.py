@@ -792,8 +792,9 @@ class LocalReplica:
 
 
 _ANEW = (
-    "had lost its manifest, or that was damaged; it has been made anew: what is the same as on a peer is"
-    " taken for the same, what differs is kept beside it, nothing is taken for deleted"
+    "had lost its manifest, or that was damaged; it has been made anew: what a peer has, or once had, is"
+    " recognised, and what was deleted there goes here too; what differs is kept beside it; what is only"
+    " missing here is not taken for deleted, and comes back"
 )
 
 

@@ -285,6 +285,19 @@ def test_a_manifest_of_which_any_page_is_damaged_is_made_anew(tmp_path: Path, da
         assert tree == {path: seen.data for path, seen in snapshot(root).items() if path in tree}
 
 
+def test_a_lost_manifest_is_told_of_with_what_becomes_of_deletions(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root", {b"gone there": b"1", b"gone here": b"1", b"stays": b"1"})
+    other = new_replica(tmp_path / "other")
+    sync(root, other)
+    lose(root)
+    (other / "gone there").unlink()
+    (root / "gone here").unlink()
+    (problem,) = sync(root, other).local.problems
+    assert set(snapshot(root)) == set(snapshot(other)) == {b"gone here", b"stays"}
+    assert "what was deleted there goes here too" in problem.why
+    assert "missing here is not taken for deleted, and comes back" in problem.why
+
+
 def test_two_replicas_that_both_lost_their_manifests_adopt_what_is_the_same(tmp_path: Path) -> None:
     one, two = new_replica(tmp_path / "one", {b"same": b"1", b"other": b"1"}), new_replica(tmp_path / "two")
     sync(one, two)
