@@ -51,9 +51,22 @@ class Collector:
 
         A clock that was put back puts it off: nothing goes because clocks jump.
         """
-        too_much = self._manifest.past.kept_in_history() > self._disk() * limits.percent / 100
-        if too_much or time.time() - self._manifest.past.collected_at() > DAY_SECONDS:
+        if self._is_too_much(limits) or time.time() - self._manifest.past.collected_at() > DAY_SECONDS:
             self.collect(limits)
+
+    def _is_too_much(self, limits: Limits) -> bool:
+        """Would any run go for its size?
+
+        The disk is looked at only where that is so by what was recorded: that may be gone, or have holes.
+        """
+        if self._manifest.past.kept_in_history() <= self._disk() * limits.percent / 100:
+            return False
+        kept = self._kept(0, limits)
+        if self._expired(kept, 0, limits):
+            return True
+        with self._manifest.transaction():
+            self._set_sizes(kept)
+        return False
 
     def collect(self, limits: Limits, dry_run: bool = False) -> Collected:
         """Remove the history that `limits` do not allow; return what went, or, of a dry run, would go.
@@ -66,7 +79,8 @@ class Collector:
         """
         now = time.time()
         runs = self._manifest.past.runs()
-        gone = self._expired(runs, now, limits)
+        kept = self._kept(now, limits)
+        gone = self._expired(kept, now, limits)
         if dry_run:
             return Collected(gone, self._manifest.old_texts())
         names = {run.run for run in gone}
@@ -76,10 +90,10 @@ class Collector:
         stay = {run.seq for run in runs if run.name not in names}
         texts_kept = self._bases.flush()
         try:
-            self._forget(names, stay, now, texts_kept)
+            self._forget(kept, names, stay, now, texts_kept)
         except NoRoom:  # what goes has to make it
             self._remove(gone)
-            self._forget(names, stay, now, texts_kept)
+            self._forget(kept, names, stay, now, texts_kept)
         self._left_over.tidy()
         trouble = self._remove(gone)
         self._forget_chunks()
@@ -90,18 +104,39 @@ class Collector:
 
     def could_give(self) -> int:
         """Return how many bytes of history are removed if only the latest run has to stay."""
-        gone = self._expired(self._manifest.past.runs(), time.time(), Limits(days=0))
-        return sum(run.size for run in gone)
+        now, limits = time.time(), Limits(days=0)
+        return sum(run.size for run in self._expired(self._kept(now, limits), now, limits))
 
-    def _expired(self, runs: Iterable[Run], now: float, limits: Limits) -> list[Kept]:
-        kept = [*(Kept(run.name, run.at, run.size) for run in runs), *self._contents.unrecorded()]
+    def _kept(self, now: float, limits: Limits) -> list[Kept]:
+        """Return what is kept from all runs: as recorded, or, if some would go by that, as it is there."""
+        there = set(self._history.runs())
+        kept = [
+            Kept(run.name, run.at, run.size)
+            if run.name in there or not run.size
+            else Kept(run.name, run.at, 0, lost=True)
+            for run in self._manifest.past.runs()
+        ]
+        kept += self._contents.unrecorded()
+        if not self._expired(kept, now, limits):
+            return kept
+        return [
+            run._replace(size=min(run.size, self._history.size(run.run))) if run.size else run for run in kept
+        ]
+
+    def _expired(self, kept: Iterable[Kept], now: float, limits: Limits) -> list[Kept]:
         return expired(kept, now, self._disk(), limits)
 
-    def _forget(self, runs: set[str], stay: set[int], now: float, texts: list[Extent]) -> None:
+    def _set_sizes(self, kept: Iterable[Kept]) -> None:
+        self._manifest.past.set_sizes((run.run, run.size) for run in kept if not run.lost)
+
+    def _forget(
+        self, kept: Iterable[Kept], runs: set[str], stay: set[int], now: float, texts: list[Extent]
+    ) -> None:
         """Forget the runs of these names, and deletions that none of those that stay can bring back."""
         old = self._manifest.tombstones(int((now - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
         with self._manifest.transaction():
             self._manifest.keep(texts)
+            self._set_sizes(kept)
             self._manifest.past.forget_runs(runs)
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])

@@ -119,7 +119,10 @@ class Root:
 
 
 def size_below(root: Root, top: bytes) -> int:
-    """Return how many bytes are in the files below a directory; what cannot be looked at does not count."""
+    """Return how much room the files below a directory take, at most their bytes: they may have holes.
+
+    What cannot be looked at does not count.
+    """
     total = 0
     folders = [top]
     for folder in folders:
@@ -130,7 +133,7 @@ def size_below(root: Root, top: bytes) -> int:
                 if stat.S_ISDIR(st.st_mode):
                     folders.append(join(folder, name))
                 else:
-                    total += st.st_size
+                    total += min(st.st_size, st.st_blocks * 512 or st.st_size)  # some tell of no blocks
     root.forget()
     return total
 

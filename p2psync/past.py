@@ -75,6 +75,13 @@ class Past:
         (size,) = self._db.execute("SELECT coalesce(sum(size), 0) FROM run").fetchone()
         return int(size)
 
+    def set_sizes(self, sizes: Iterable[tuple[str, int]]) -> None:
+        """Remember how many bytes are still kept from runs, by their names."""
+        self._db.executemany(
+            "UPDATE run SET size = ? WHERE name = ? AND size > ?",
+            ((size, name, size) for name, size in sizes),
+        )
+
     def changed_by(self, seq: int) -> list[Changed]:
         """Return what the run recorded under `seq` did, by path; what became of it since does not matter."""
         found = self._db.execute(f"SELECT {ENTRY}, path FROM remembered WHERE seq = ?", (seq,))

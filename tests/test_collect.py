@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import random
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -211,6 +212,66 @@ def test_what_is_gone_is_told_of_in_the_versions_of_a_path(tmp_path: Path, clock
         versions = [version.entry for version in replica.manifest.past.versions(b"f")]
         assert [replica.contents.has(entry) for entry in versions] == [False, True, True]
         assert b"".join(contents(replica, past(replica, b"f", None))).startswith(b"\0")
+
+
+# -- what is not there any more, or never took so much room
+
+
+def delete_by_hand(root: Path, run: str) -> None:
+    shutil.rmtree(root / ".p2psync" / "history" / run)
+
+
+def test_what_was_deleted_in_the_history_by_hand_makes_nothing_else_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0" * 40, b"g": b"\0" * 90})
+    small, large = make_run(here, there), make_run(here, there, "g")
+    delete_by_hand(here, large)
+    small_disk(monkeypatch)
+    latest = make_run(here, there)
+    assert (runs(here), shelves(here)) == ([latest, small], [latest, small])
+
+
+def test_the_latest_run_is_known_also_if_what_it_kept_was_deleted_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0" * 40, b"g": b"\0" * 90})
+    small, large = make_run(here, there), make_run(here, there, "g")
+    delete_by_hand(here, large)
+    small_disk(monkeypatch)
+    sync(here, there)
+    assert collect_at(here, NOTHING_STAYS) == []
+    assert (runs(here), shelves(here)) == ([large, small], [small])
+
+
+def walked(patch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of the runs whose folders are walked from now on."""
+    seen: list[str] = []
+    size = history.History.size
+
+    def walk(self: history.History, run: str) -> int:
+        seen.append(run)
+        return size(self, run)
+
+    patch.setattr(history.History, "size", walk)
+    return seen
+
+
+def test_a_hole_in_a_file_is_no_history_and_is_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0"})
+    small_disk(monkeypatch)
+    monkeypatch.setattr("p2psync.collect.Collector._disk", lambda self: 10 << 20)
+    os.truncate(here / "f", 3 << 20)
+    sync(here, there)
+    with_hole = make_run(here, there)  # 3 MiB are recorded of the 1 MiB that may stay
+    walks = walked(monkeypatch)
+    latest = make_run(here, there)
+    assert (runs(here), shelves(here)) == ([latest, with_hole], [latest, with_hole])
+    assert sorted(walks) == [with_hole, latest]
+    sync(here, there)
+    assert len(walks) == 2
 
 
 # -- what no manifest knows of
@@ -726,6 +787,19 @@ def test_a_sync_cleans_up_at_once_when_there_is_too_much(
     small_disk(monkeypatch)
     second = make_run(here, there)
     assert (runs(here), shelves(here)) == ([second], [second])
+
+
+def test_a_run_that_alone_is_too_much_has_no_sync_clean_up_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0" * 200})
+    small_disk(monkeypatch)
+    latest = make_run(here, there)
+    walks = walked(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("p2psync.collect.Collector.collect", lambda self, limits: pytest.fail("cleaned"))
+        sync(here, there)
+    assert (shelves(here), walks) == ([latest], [])
 
 
 def test_a_replica_that_is_not_to_clean_up_keeps_all(tmp_path: Path, clock: Clock) -> None:

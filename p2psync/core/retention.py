@@ -24,6 +24,8 @@ class Kept(NamedTuple):
     """Seconds since 1970."""
     size: int
     """Bytes."""
+    lost: bool = False
+    """Somebody has taken away what it kept."""
 
 
 class Collected(NamedTuple):
@@ -35,7 +37,7 @@ class Collected(NamedTuple):
 
 
 def expired(kept: Iterable[Kept], now: float, disk: int, limits: Limits) -> list[Kept]:
-    """Return what is too old, and the oldest beyond what is too much.
+    """Return what is too old or lost, and the oldest beyond what is too much.
 
     The latest run stays, whatever it keeps, and so does the latest that keeps something.
 
@@ -53,6 +55,6 @@ def expired(kept: Iterable[Kept], now: float, disk: int, limits: Limits) -> list
         total += run.size
         too_old = now - run.at > limits.days * DAY_SECONDS
         too_much = run.size > 0 and total > disk * limits.percent / 100
-        if run not in stays and (too_old or too_much):
+        if run not in stays and (run.lost or too_old or too_much):
             gone.append(run)
     return gone[::-1]

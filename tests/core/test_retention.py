@@ -55,6 +55,12 @@ def test_the_latest_run_that_keeps_something_stays_too() -> None:
     assert gone([kept(1, 0), kept(2, 0), kept(3, 7), kept(4, 7)], Limits(0, 0)) == [kept(4, 7), kept(2, 0)]
 
 
+def test_what_somebody_took_away_is_forgotten_but_for_the_latest_run() -> None:
+    lost = [kept(day, 0)._replace(lost=True) for day in range(3)]
+    assert gone([*lost, kept(2.5), kept(2.7, 0)]) == lost[:0:-1]
+    assert gone([*lost, kept(2.5), kept(2.7)], Limits(0, 0)) == [kept(2.7), *lost[:0:-1]]
+
+
 def test_of_runs_within_a_second_the_one_named_last_is_the_latest() -> None:
     first, second = Kept("20240101-000000", 5, 9), Kept("20240101-000000-2", 5, 9)
     assert gone([second, first], Limits(0, 0)) == [first]
