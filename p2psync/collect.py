@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Container, Iterable
@@ -13,7 +14,7 @@ from p2psync.contents import Contents
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Extent, Kind
 from p2psync.core.paths import split
-from p2psync.core.retention import DAY_SECONDS, Collected, Kept, Limits, expired
+from p2psync.core.retention import DAY_SECONDS, Collected, Kept, Limits, due, expired, in_order
 from p2psync.disk import Root, exists
 from p2psync.errors import NoRoom
 from p2psync.history import History
@@ -47,15 +48,16 @@ class Collector:
         self._left_over = left_over
 
     def collect_if_due(self, limits: Limits) -> None:
-        """Collect if the last time is a day ago, or there is too much; raises as `collect`.
-
-        A clock that was put back puts it off: nothing goes because clocks jump.
-        """
-        if self._is_too_much(limits) or time.time() - self._manifest.past.collected_at() > DAY_SECONDS:
-            self.collect(limits)
+        """Collect if the last time is a day ago, or there is too much; raises as `collect`."""
+        by_size = limits._replace(days=math.inf)
+        until = due(time.time(), self._manifest.past.collected_at())
+        if until is not None:
+            self.collect(limits, until=until)
+        elif self._is_too_much(by_size):
+            self.collect(by_size, until=0)
 
     def _is_too_much(self, limits: Limits) -> bool:
-        """Would any run go for its size?
+        """Would any run go?
 
         The disk is looked at only where that is so by what was recorded: that may be gone, or have holes.
         """
@@ -68,19 +70,24 @@ class Collector:
             self._set_sizes(kept)
         return False
 
-    def collect(self, limits: Limits, dry_run: bool = False) -> Collected:
+    def collect(self, limits: Limits, dry_run: bool = False, until: float | None = None) -> Collected:
         """Remove the history that `limits` do not allow; return what went, or, of a dry run, would go.
 
         Texts that a merge may still start from are kept among the bases, all others are forgotten there.
+
+        Args:
+            limits: what may stay.
+            dry_run: remove nothing.
+            until: when ages end, in seconds since 1970; 0: nothing is old; None: now.
 
         Raises:
             OSError: some of it cannot be removed.
             ReplicaError: the manifest cannot be written to.
         """
-        now = time.time()
+        until = time.time() if until is None else until
         runs = self._manifest.past.runs()
-        kept = self._kept(now, limits)
-        gone = self._expired(kept, now, limits)
+        kept = self._kept(until, limits)
+        gone = self._expired(kept, until, limits)
         if dry_run:
             return Collected(gone, self._manifest.old_texts())
         names = {run.run for run in gone}
@@ -90,11 +97,11 @@ class Collector:
         stay = {run.seq for run in runs if run.name not in names}
         texts_kept = self._bases.flush()
         try:
-            self._forget(kept, names, stay, now, texts_kept)
+            self._forget(kept, names, stay, until, texts_kept)
         except NoRoom:  # what goes has to make it
             self._remove(gone)
-            self._forget(kept, names, stay, now, texts_kept)
-        self._left_over.tidy()
+            self._forget(kept, names, stay, until, texts_kept)
+        self._left_over.tidy(until=until)
         trouble = self._remove(gone)
         self._forget_chunks()
         texts = self._forget_texts()  # last: it takes room to give some
@@ -107,40 +114,41 @@ class Collector:
         now, limits = time.time(), Limits(days=0)
         return sum(run.size for run in self._expired(self._kept(now, limits), now, limits))
 
-    def _kept(self, now: float, limits: Limits) -> list[Kept]:
+    def _kept(self, until: float, limits: Limits) -> list[Kept]:
         """Return what is kept from all runs: as recorded, or, if some would go by that, as it is there."""
         there = set(self._history.runs())
         kept = [
             Kept(run.name, run.at, run.size)
             if run.name in there or not run.size
             else Kept(run.name, run.at, 0, lost=True)
-            for run in self._manifest.past.runs()
+            for run in self._manifest.past.runs()[::-1]
         ]
-        kept += self._contents.unrecorded()
-        if not self._expired(kept, now, limits):
+        kept = [*in_order(kept, time.time()), *self._contents.unrecorded()]
+        if not self._expired(kept, until, limits):
             return kept
         return [
             run._replace(size=min(run.size, self._history.size(run.run))) if run.size else run for run in kept
         ]
 
-    def _expired(self, kept: Iterable[Kept], now: float, limits: Limits) -> list[Kept]:
-        return expired(kept, now, self._disk(), limits)
+    def _expired(self, kept: Iterable[Kept], until: float, limits: Limits) -> list[Kept]:
+        return expired(kept, until, self._disk(), limits)
 
     def _set_sizes(self, kept: Iterable[Kept]) -> None:
         self._manifest.past.set_sizes((run.run, run.size) for run in kept if not run.lost)
 
     def _forget(
-        self, kept: Iterable[Kept], runs: set[str], stay: set[int], now: float, texts: list[Extent]
+        self, kept: Iterable[Kept], runs: set[str], stay: set[int], until: float, texts: list[Extent]
     ) -> None:
         """Forget the runs of these names, and deletions that none of those that stay can bring back."""
-        old = self._manifest.tombstones(int((now - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
+        old = self._manifest.tombstones(int((until - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
         with self._manifest.transaction():
             self._manifest.keep(texts)
             self._set_sizes(kept)
             self._manifest.past.forget_runs(runs)
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
-            self._manifest.past.set_collected(int(now))
+            if until:
+                self._manifest.past.set_collected(int(time.time()))
 
     def _forget_chunks(self) -> None:
         """Forget how contents are cut, and what chunks they have, that have been in no file for long."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable
 
 from xxhash import xxh3_128_digest
@@ -90,8 +89,13 @@ class LeftOver:
                     directory, name = place(path)
                     rename_new(kept, parts, name, directory)
 
-    def tidy(self, come: Iterable[Digest] = ()) -> None:
-        """Drop what has come, what is old, and, the oldest first, what takes more than is free."""
+    def tidy(self, come: Iterable[Digest] = (), until: float = 0) -> None:
+        """Drop what has come, what is old, and, the oldest first, what takes more than is free.
+
+        Args:
+            come: of what has come.
+            until: when ages end, in seconds since 1970; 0: nothing is old.
+        """
         self._is_closed = False
         try:
             parts = self._root.directory(_FOLDER)
@@ -104,7 +108,7 @@ class LeftOver:
         disk = os.fstatvfs(parts)
         free, taken = disk.f_bavail * disk.f_frsize, sum(st.st_size for st, _ in left)
         for st, name in sorted(left, key=lambda one: one[0].st_ctime):
-            if name in arrived or st.st_ctime < time.time() - KEEP_SECONDS or taken > free:
+            if name in arrived or st.st_ctime < until - KEEP_SECONDS or taken > free:
                 with contextlib.suppress(OSError):
                     os.unlink(name, dir_fd=parts)
                 taken, free = taken - st.st_size, free + st.st_size

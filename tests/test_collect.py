@@ -748,7 +748,9 @@ def test_a_new_replica_has_nothing_to_clean_up_for_a_day(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleaned: list[Limits] = []
-    monkeypatch.setattr("p2psync.collect.Collector.collect", lambda self, limits: cleaned.append(limits))
+    monkeypatch.setattr(
+        "p2psync.collect.Collector.collect", lambda self, limits, until: cleaned.append(limits)
+    )
     here, there = new_replica(tmp_path / "here", {b"f": b"\0a"}), new_replica(tmp_path / "there")
     sync(here, there)
     assert cleaned == []
@@ -764,7 +766,51 @@ def test_also_a_sync_that_has_nothing_to_do_cleans_up(tmp_path: Path, clock: Clo
     configure(here, "")
     clock.pass_days(31)
     sync(here, there)
+    clock.pass_days(1.1)
+    sync(here, there)
     assert (runs(here), first in shelves(here)) == ([second], False)
+
+
+def test_a_clock_that_is_wrong_for_a_while_costs_no_history_and_puts_nothing_off(
+    tmp_path: Path, clock: Clock
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    configure(here, "")
+    names = [make_run(here, there) for _ in range(3)]
+    for days in (330, -330, -18_000, 18_000, 340, 0.5, -340.5):
+        clock.pass_days(days)
+        names.append(make_run(here, there))
+    assert (runs(here), shelves(here)) == (names[::-1], sorted(names, reverse=True))
+    for _ in range(2):
+        clock.pass_days(31)
+        sync(here, there)
+    ahead = [name for name in names if history.began(name) > clock.now()]
+    assert len(ahead) == 3
+    assert runs(here) == ahead[::-1]
+
+
+def test_what_is_too_much_goes_in_the_order_in_which_it_came_whatever_the_clock_said(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0" * 60})
+    first = make_run(here, there, data=b"\0" * 30)
+    clock.pass_days(-18_000)
+    behind = make_run(here, there, data=b"\0" * 50)
+    clock.pass_days(18_000)
+    small_disk(monkeypatch)
+    latest = make_run(here, there)
+    assert first not in runs(here)
+    assert runs(here) == [latest, behind]
+
+
+def test_who_syncs_once_a_year_has_history_go_a_year_later(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0a"})
+    configure(here, "")
+    names: list[str] = []
+    for _ in range(4):
+        names.insert(0, make_run(here, there))
+        clock.pass_days(365)
+    assert runs(here) == names[:2]
 
 
 def test_each_side_cleans_up_by_its_own_settings(tmp_path: Path, clock: Clock) -> None:
@@ -797,7 +843,7 @@ def test_a_run_that_alone_is_too_much_has_no_sync_clean_up_for_nothing(
     latest = make_run(here, there)
     walks = walked(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("p2psync.collect.Collector.collect", lambda self, limits: pytest.fail("cleaned"))
+        patch.setattr("p2psync.collect.Collector.collect", lambda *arguments, **named: pytest.fail("cleaned"))
         sync(here, there)
     assert (shelves(here), walks) == ([latest], [])
 
@@ -820,6 +866,8 @@ def test_what_cannot_be_removed_does_not_fail_a_sync_and_does_not_keep_the_rest_
     first, second = make_run(here, there), make_run(here, there)
     configure(here, "")
     clock.pass_days(31)
+    sync(here, there)
+    clock.pass_days(1.1)
     remove = history.History.remove
 
     def refuse(self: history.History, run: str) -> None:

@@ -1,4 +1,4 @@
-"""Retention: which runs' history is to go. Owns the rule."""
+"""Retention: which runs' history is to go, and when. Owns the rules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 DAY_SECONDS = 24 * 3600
+_MOMENT = 0.001
 
 
 class Limits(NamedTuple):
@@ -34,6 +35,35 @@ class Collected(NamedTuple):
     runs: list[Kept]
     texts: int
     """How many, from which no merge starts any more."""
+
+
+def due(now: float, last: float) -> float | None:
+    """Is it time to clean up by itself? Return up to when ages count then; None: not yet.
+
+    A clock is believed when a look at least a day later has found it no earlier: nothing is old because one
+    is a year ahead for a while. Who syncs once a year has things stay a year longer.
+
+    Args:
+        now: what the clock says, in seconds since 1970.
+        last: what it said the last time.
+    """
+    return min(now, last + DAY_SECONDS) if abs(now - last) > DAY_SECONDS else None
+
+
+def in_order(kept: Iterable[Kept], now: float) -> list[Kept]:
+    """Make no run older than one that was before it: the clock was behind then.
+
+    Args:
+        kept: all runs, in the order in which they were.
+        now: seconds since 1970; the clock was ahead in a run that seems to be later.
+    """
+    latest = 0.0
+    ordered = []
+    for run in kept:
+        if run.at <= now:
+            latest = max(latest + _MOMENT, run.at)
+        ordered.append(run._replace(at=max(run.at, latest)))
+    return ordered
 
 
 def expired(kept: Iterable[Kept], now: float, disk: int, limits: Limits) -> list[Kept]:

@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2psync.core.retention import DAY_SECONDS, Kept, Limits, expired
+from p2psync.core.retention import DAY_SECONDS, Kept, Limits, due, expired, in_order
 
 NOW = 1_000 * DAY_SECONDS
 DISK = 1000
@@ -72,6 +72,28 @@ def test_a_clock_that_was_ahead_makes_nothing_too_old() -> None:
 
 def when(run: Kept) -> tuple[float, str]:
     return run.at, run.run
+
+
+def test_it_is_time_to_clean_up_when_a_day_has_passed() -> None:
+    assert due(NOW + DAY_SECONDS, NOW) is None
+    assert due(NOW + DAY_SECONDS + 1, NOW) == NOW + DAY_SECONDS
+
+
+def test_ages_end_a_day_after_the_last_time_whatever_the_clock_says() -> None:
+    assert due(NOW + 365 * DAY_SECONDS, NOW) == NOW + DAY_SECONDS
+    assert due(NOW, 0) == DAY_SECONDS  # nobody knows when that was
+
+
+def test_after_a_clock_that_was_ahead_it_is_time_at_once() -> None:
+    assert due(NOW, NOW + 365 * DAY_SECONDS) == NOW
+
+
+def test_no_run_is_older_than_one_before_it() -> None:
+    behind = kept(18_000)
+    runs = [kept(7), behind, kept(2), kept(-365), kept(1)]
+    ordered = in_order(runs, NOW)
+    assert kept(7).at < ordered.pop(1).at < kept(7).at + 1
+    assert ordered == [run for run in runs if run is not behind]
 
 
 RUNS = st.lists(
