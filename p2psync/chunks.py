@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -20,12 +19,10 @@ from xxhash import xxh3_64_digest, xxh3_128
 from p2psync.core.chunking import HASH_BYTES, Chunks, sampled, unit_of, windows
 from p2psync.core.model import Digest
 from p2psync.core.replica import Cuts
-from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, blocks_of, exists
+from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, blocks_of
 
 _RULES = 2
 """Of cutting. What was cut by others is of no use: raise `wire.PROTOCOL` as well."""
-KEEP_SECONDS = 30 * 24 * 3600.0
-"""How long the chunks of what is in no file of the tree any more are remembered."""
 
 
 class Cutter:
@@ -154,6 +151,10 @@ class ChunkLists:
             os.rename("new", digest.hex(), src_dir_fd=self._fd, dst_dir_fd=self._fd)
             self._new.append(digest)
 
+    def are_new(self) -> bool:
+        """Was any list written since `samples` was called last?"""
+        return bool(self._new)
+
     def samples(self) -> Iterator[tuple[bytes, Digest]]:
         """Yield some chunks of what is known since the last call, by which it can be found: hash, digest."""
         new, self._new = self._new, []
@@ -161,16 +162,13 @@ class ChunkLists:
             stored = self._stored(digest)
             yield from samples_of(digest, stored.cuts.hashes if stored else b"")
 
-    def collect(self, is_held: Callable[[Digest], bool]) -> None:
-        """Forget what has not been in any file of the tree for long."""
-        old = time.time() - KEEP_SECONDS
+    def count(self) -> int:
+        """Return how many lists there are."""
+        return len(os.listdir(self._fd))
+
+    def collect(self, is_needed: Callable[[Digest], bool]) -> None:
+        """Forget how contents are cut of which nothing will be made any more."""
         for name in os.listdir(self._fd):
             with contextlib.suppress(OSError, ValueError):
-                if os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mtime < old and not is_held(
-                    Digest(bytes.fromhex(name))
-                ):
+                if not is_needed(Digest(bytes.fromhex(name))):
                     os.unlink(name, dir_fd=self._fd)
-
-    def has(self, digest: Digest) -> bool:
-        """Is it known how contents are cut, by whatever unit?"""
-        return exists(os.fsencode(digest.hex()), self._fd)

@@ -25,6 +25,9 @@ from p2psync.past import Run
 TOMBSTONE_DAYS = 30
 """A deletion is remembered at least this long, and until all replicas that are known have it."""
 
+FEW_LISTS = 256
+"""Of chunks, that may be needed by nobody: of very large files some 30 MB."""
+
 
 class Collector:
     """Cleans up behind one replica."""
@@ -150,12 +153,20 @@ class Collector:
             if until:
                 self._manifest.past.set_collected(int(time.time()))
 
+    def forget_chunks_if_many(self) -> None:
+        """Forget what nobody needs of how contents are cut, if that may be most; raises as `collect`.
+
+        A large file that is synced at each edit would leave thousands of lists a day.
+        """
+        if self._lists.count() > 2 * self._manifest.lists() + FEW_LISTS:
+            self._forget_chunks()
+
     def _forget_chunks(self) -> None:
-        """Forget how contents are cut, and what chunks they have, that have been in no file for long."""
-        self._lists.collect(lambda digest: any(self._manifest.holders(digest)))
+        """Forget how contents are cut that are at no replica any more, and chunks that are in no file."""
+        self._lists.collect(self._manifest.may_be_held)
         with self._manifest.transaction():
-            unheld = self._manifest.samples_of_nothing()
-            self._manifest.forget_samples([digest for digest in unheld if not self._lists.has(digest)])
+            self._manifest.set_lists(self._lists.count())
+            self._manifest.forget_samples()
 
     def _forget_texts(self) -> int:
         """Forget texts that nobody needs, and keep those elsewhere of whose blocks little is left.

@@ -753,6 +753,7 @@ class LocalReplica:
         """Remember how far the changes of `peer` are taken in; the run is over for this side."""
         self._scanned = {}
         self._stage.clear()
+        has_cut = self._lists.are_new()
         with self._manifest.transaction():
             self._manifest.keep(self._bases.flush())
             self._manifest.add_samples(self._lists.samples())
@@ -760,8 +761,10 @@ class LocalReplica:
             if self._run:
                 self._manifest.past.name_run(self._run, peer.name)
         self._run = 0
-        if self._cleans:
-            with contextlib.suppress(OSError, ReplicaError):  # what cannot be done now is done another day
+        with contextlib.suppress(OSError, ReplicaError):  # what cannot be done now is done another day
+            if has_cut:
+                self._collector.forget_chunks_if_many()
+            if self._cleans:
                 self._collector.collect_if_due(history_limits(self._path))
 
     # -- peers

@@ -786,18 +786,38 @@ class Manifest:
         )
         return [(join(folder, name), Content(digest, size)) for folder, name, digest, size in found]
 
-    def samples_of_nothing(self) -> list[Digest]:
-        """Return what contents were sampled that are in no file any more."""
-        found = self._db.execute(
-            "SELECT DISTINCT digest FROM sample WHERE digest NOT IN (SELECT digest FROM entry WHERE kind = 1)"
+    def forget_samples(self) -> None:
+        """Forget the chunks of contents that are in no file any more."""
+        self._db.execute(
+            f"DELETE FROM sample WHERE digest NOT IN (SELECT digest FROM entry WHERE {_IS_FILE})"
         )
-        return [digest for (digest,) in found]
 
-    def forget_samples(self, digests: Sequence[Digest]) -> None:
-        """Forget the chunks of these contents."""
-        for start in range(0, len(digests), _CHUNK):
-            chunk = digests[start : start + _CHUNK]
-            self._db.execute(f"DELETE FROM sample WHERE digest IN ({','.join('?' * len(chunk))})", chunk)
+    def may_be_held(self, digest: Digest) -> bool:
+        """May large contents be in a file here, or in one of a replica that has not seen the latest edits?"""
+        if any(self.holders(digest)):
+            return True
+        found = self._db.execute(
+            f"SELECT path, {_IS_COMMON} FROM remembered WHERE kind = 1 AND digest = ?", (digest,)
+        )
+        return any(is_common or self._is_base(digest, path) for path, is_common in found.fetchall())
+
+    def _is_base(self, digest: Digest, path: bytes) -> bool:
+        """Are contents among the latest of a file that is there?"""
+        present = self.entry(path)
+        return (
+            present is not None
+            and present.kind is Kind.FILE
+            and any(base.digest == digest for base in self.bases(path))
+        )
+
+    def lists(self) -> int:
+        """Return how many lists of chunks were kept when those were cleaned up last."""
+        found = self._db.execute("SELECT value FROM meta WHERE key = 'lists'").fetchone()
+        return int(found[0]) if found else 0
+
+    def set_lists(self, count: int) -> None:
+        """Remember how many lists of chunks were kept."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('lists', ?)", (count,))
 
     # -- what a check looks at
 

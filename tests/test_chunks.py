@@ -368,9 +368,8 @@ def test_of_what_a_new_file_may_be_made_of_no_more_is_read_than_four_times_its_s
 
 
 def test_what_a_file_may_be_made_of_is_forgotten_when_it_is_in_no_file_any_more(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Path, Path],
 ) -> None:
-    monkeypatch.setattr(chunks, "KEEP_SECONDS", -1.0)
     with opened(pair[0]) as home:
         home.collect(Limits(days=0, percent=0))
         assert home.manifest.has_samples()
@@ -395,11 +394,66 @@ def test_samples_of_what_is_in_no_file_any_more_are_forgotten(pair: tuple[Path, 
         assert samples_known(peer, DATA)
         peer.collect(Limits(days=0, percent=0))
         assert not samples_known(peer, DATA)
-    (pair[1] / "new too").unlink()
+        assert samples_known(peer, noise(1 << 20, 3))
+
+
+def lists_known(root: Path) -> set[str]:
+    """Return the digests of the contents of which it is known how they are cut."""
+    return set(os.listdir(root / ".p2psync" / "chunks"))
+
+
+def versions_of(count: int) -> list[bytes]:
+    return [b"%d" % number + DATA for number in range(count)]
+
+
+def hexes(contents: Sequence[bytes]) -> set[str]:
+    return {digest(data).hex() for data in contents}
+
+
+def test_of_versions_that_no_replica_should_have_any_more_it_is_forgotten_how_they_are_cut(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    synced(pair[0], new_replica(tmp_path / "behind"))
+    versions = versions_of(12)
+    for data in versions:
+        edited(pair[0] / "file", data)
+        synced(*pair)
+    assert lists_known(pair[0]) == hexes([DATA, *versions])
+    with opened(pair[0]) as home:
+        home.collect(Limits())
+        assert sum(samples_known(home, data) for data in versions) == 1
+    assert lists_known(pair[0]) == hexes([DATA, *versions[-9:]])
+    (pair[0] / "file").unlink()
     synced(*pair)
-    with opened(pair[1]) as peer:
-        peer.collect(Limits(days=0, percent=0))
-        assert samples_known(peer, noise(1 << 20, 3))  # as long as it is known how it is cut
+    with opened(pair[0]) as home:
+        home.collect(Limits())
+    assert lists_known(pair[0]) == hexes([DATA])
+
+
+@pytest.mark.parametrize("what", ["one file", "a file each"])
+def test_what_is_known_of_large_files_that_change_all_the_time_has_a_limit(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("p2psync.collect.FEW_LISTS", 4)
+    most, last = 0, pair[0] / "file"
+    for number, data in enumerate(versions_of(40)):
+        if what == "a file each":
+            last.unlink()
+            last = pair[0] / str(number)
+        edited(last, data)
+        assert synced(*pair).transferred < SMALL_CHANGE
+        most = max(most, len(lists_known(pair[0])))
+    assert most <= 2 * 10 + 4 + 1
+    with opened(pair[0]) as home:
+        assert len(home.manifest.with_samples([chunks.SAMPLED], 100)) <= most
+
+
+def test_a_list_of_chunks_that_is_gone_is_made_anew(pair: tuple[Path, Path]) -> None:
+    for root in pair:
+        for file in (root / ".p2psync" / "chunks").iterdir():
+            file.unlink()
+    edited(pair[0] / "file", INSERTED)
+    assert synced(*pair).transferred < SMALL_CHANGE
 
 
 def samples_known(replica: LocalReplica, data: bytes) -> bool:
@@ -791,9 +845,7 @@ def test_it_is_cut_alike_where_the_library_was_not_compiled(cutter: type) -> Non
     assert [chunk.length for chunk in made.cut_buf(data)] == list(how.lengths)
 
 
-def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(tmp_path: Path) -> None:
     fd = os.open(tmp_path, OPEN_DIRECTORY)
     lists = ChunkLists(fd)
     one = Chunks(array("I", [1]), b"123456")
@@ -802,12 +854,10 @@ def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(
     assert lists.get(digest(b"held"), UNIT) == one
     assert lists.get(digest(b"held"), 2 * UNIT) is None
     assert lists.get(digest(b"other"), UNIT) is None
-    lists.collect(lambda found: found == digest(b"held"))
     assert lists.get(digest(b"gone"), UNIT) == one
-    monkeypatch.setattr(chunks, "KEEP_SECONDS", -1.0)
     lists.collect(lambda found: found == digest(b"held"))
     assert lists.get(digest(b"held"), UNIT) == one
     assert lists.get(digest(b"gone"), UNIT) is None
-    assert (lists.has(digest(b"held")), lists.has(digest(b"gone"))) == (True, False)
+    assert lists.count() == 1
     lists.close()
     os.close(fd)

@@ -155,7 +155,8 @@ def test_contents_are_found_by_what_they_have_in_common(place: bytes) -> None:
         assert manifest.with_samples([b"1", b"2"], 4) == [digest(b"a"), digest(b"b")]
         assert manifest.with_samples([b"1", b"2"], 1) == [digest(b"a")]
         assert manifest.with_samples([b"4"], 4) == manifest.with_samples([], 4) == []
-        manifest.forget_samples([digest(b"a"), digest(b"b")])
+        record(manifest, b"f", file(b"c"))
+        manifest.forget_samples()
         assert manifest.with_samples([b"1", b"2", b"3"], 4) == [digest(b"c")]
 
 
