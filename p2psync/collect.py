@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -150,6 +149,8 @@ class Collector:
             self._manifest.past.forget_runs(runs)
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
+            self._manifest.forget_folders()
+            self._manifest.forget_skipped(filter(self._is_gone, self._manifest.skipped()))
             if until:
                 self._manifest.past.set_collected(int(time.time()))
 
@@ -212,7 +213,14 @@ class Collector:
         """
         if any(version.seq in runs for version in self._manifest.past.versions(path)):
             return True
+        return not self._is_gone(path)
+
+    def _is_gone(self, path: bytes) -> bool:
+        """Is nothing at a path, for sure?"""
         folder, name = split(path)
-        with contextlib.suppress(OSError):
-            return exists(name, self._root.directory(folder))
-        return False
+        try:
+            return not exists(name, self._root.directory(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False

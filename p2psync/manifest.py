@@ -653,6 +653,20 @@ class Manifest:
             map(split, paths),
         )
 
+    def forget_folders(self) -> None:
+        """Forget folders that are gone, if nothing is known any more of what was in them."""
+        empty = self._db.execute(
+            "SELECT id, path FROM directory WHERE path != x''"
+            " AND NOT EXISTS (SELECT 1 FROM entry WHERE entry.directory = directory.id)"
+        )
+        gone = []
+        for number, path in empty.fetchall():
+            entry = self.entry(path)
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                gone.append((number,))
+        self._db.executemany("DELETE FROM directory WHERE id = ?", gone)
+        self._directory_ids.clear()
+
     # -- what a scan may skip
 
     def fingerprint(self, directory: bytes) -> bytes | None:
@@ -680,6 +694,14 @@ class Manifest:
             for path in paths
             if self._db.execute("INSERT OR IGNORE INTO skipped VALUES (?)", (path,)).rowcount
         ]
+
+    def skipped(self) -> list[bytes]:
+        """Return the paths that are no entries."""
+        return [path for (path,) in self._db.execute("SELECT path FROM skipped")]
+
+    def forget_skipped(self, paths: Iterable[bytes]) -> None:
+        """Forget paths that were no entries: if there is one again, it is told of."""
+        self._db.executemany("DELETE FROM skipped WHERE path = ?", ((path,) for path in paths))
 
     def mounts(self) -> set[bytes]:
         """Return the directories on which something was mounted at the last scan."""

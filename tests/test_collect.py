@@ -729,6 +729,57 @@ def test_the_deletion_of_a_folder_that_is_still_there_is_not_forgotten(tmp_path:
     assert entry.kind is Kind.TOMBSTONE
 
 
+def rows(root: Path, table: str) -> list[bytes]:
+    """Return the paths in a table of the manifest."""
+    with contextlib.closing(sqlite3.connect(root / ".p2psync" / "manifest.db")) as manifest:
+        return sorted(path for (path,) in manifest.execute(f"SELECT path FROM {table}"))
+
+
+def test_folders_are_forgotten_with_the_last_that_is_known_of_what_was_in_them(
+    tmp_path: Path, clock: Clock
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0", b"gone/below/g": b"1", b"empty": None, b"part/gone": b"1"})
+    put(here, "part/stays", b"1")
+    shutil.rmtree(here / "gone")
+    (here / "part" / "gone").unlink()
+    sync(here, there)
+    before = rows(here, "directory")
+    clock.pass_days(31)
+    with opened(here) as replica:
+        assert replica.scan(keep=True).problems == []
+        replica.collect(Limits())
+        assert replica.manifest.entry(b"gone") is None
+        make_tree(here, {b"gone/below/g": b"2"})
+        assert replica.scan(keep=True).problems == []
+        assert replica.manifest.entry(b"gone/below/g") is not None
+    shutil.rmtree(here / "gone")
+    sync(here, there)
+    clock.pass_days(31)
+    for root in (here, there):
+        collect_at(root, NOTHING_STAYS)
+    assert before == [b"", b"empty", b"gone", b"gone/below", b"part"]
+    assert rows(here, "directory") == [b"", b"empty", b"part"]
+    with opened(here) as replica:
+        assert replica.manifest.homeless() == []
+    assert sync(here, there).in_step
+    assert snapshot(here).keys() == {b"empty", b"f", b"part", b"part/stays"}
+
+
+def test_what_was_skipped_and_is_gone_is_told_of_again_if_it_comes_back(tmp_path: Path) -> None:
+    here, _ = pair(tmp_path, {b"d/f": b"1"})
+    for path in ("stays", "gone", "d/gone"):
+        os.mkfifo(here / path)
+    with opened(here) as replica:
+        assert set(replica.scan(keep=True).skipped) == {b"stays", b"gone", b"d/gone"}
+    (here / "gone").unlink()
+    shutil.rmtree(here / "d")
+    collect_at(here)
+    assert rows(here, "skipped") == [b"stays"]
+    os.mkfifo(here / "gone")
+    with opened(here) as replica:
+        assert replica.scan(keep=True).skipped == [b"gone"]
+
+
 # -- by itself
 
 

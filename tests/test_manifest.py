@@ -489,6 +489,18 @@ def test_a_fingerprint_stands_until_it_is_forgotten(manifest: Manifest) -> None:
     assert [manifest.fingerprint(path) for path in (b"", b"d", b"e", b"f")] == [b"1", None, None, None]
 
 
+def test_a_folder_that_was_forgotten_is_known_by_another_number_if_it_comes_back(manifest: Manifest) -> None:
+    for path in (b"gone/a", b"stays/a"):
+        record(manifest, path, file(b"1"))
+    with manifest.transaction():
+        manifest.forget([b"gone/a"])
+        manifest.forget_folders()
+    record(manifest, b"new/a", file(b"1"))
+    record(manifest, b"gone/b", file(b"2"))
+    assert manifest.homeless() == []
+    assert [manifest.entry(path) for path in (b"gone/b", b"new/b")] == [file(b"2"), None]
+
+
 def test_what_is_skipped_is_new_once(manifest: Manifest) -> None:
     with manifest.transaction():
         assert manifest.skip([b"a", b"b"]) == [b"a", b"b"]
