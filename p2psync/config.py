@@ -130,18 +130,20 @@ def add_peer(root: bytes, peer: Peer) -> None:
     _write(settings.root_file(root), document)
 
 
-def remove_peer(root: bytes, name: str) -> None:
-    """Remove a peer from the configuration; nothing is touched on the peer.
+def remove_peer(root: bytes, name: str) -> Peer:
+    """Remove a peer from the configuration, and return it; nothing is touched on the peer.
 
     Raises:
         ConfigError: there is none of that name.
         ReplicaError: the file cannot be written.
     """
-    if all(known.name != name for known in peers(root)):
+    removed = next((known for known in peers(root) if known.name == name), None)
+    if removed is None:
         raise ConfigError(f"there is no peer {name}: `p2psync peer list` shows those that there are")
     document = _own_peer(root, name)
     del document["peer"][name]
     _write(settings.root_file(root), document)
+    return removed
 
 
 def rename_peer(root: bytes, name: str, new: str) -> None:

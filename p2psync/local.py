@@ -8,7 +8,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -774,10 +774,33 @@ class LocalReplica:
         known = {record.replica: record.name for record in self.peers() if record.name}
         return {**known, self.identity.replica: self.identity.name}
 
-    def met(self, peer: ReplicaId, address: str) -> None:
-        """Remember which replica answered at an address."""
+    def met(
+        self, peer: ReplicaId, address: str, recalls: Callable[[int, int], bool] = lambda seq, nonce: False
+    ) -> None:
+        """Remember which replica answered at an address.
+
+        One that recalls what was last taken in from another, which answered there before, was that one.
+
+        Args:
+            peer: who answered.
+            address: where.
+            recalls: see `Replica.recalls`, of the peer.
+        """
+        before = self._manifest.answers_at(address)
+        mark = self._manifest.mark(before) if before and before != peer else None
+        is_same = mark is not None and mark.seq > 0 and recalls(mark.seq, mark.nonce)
         with self._manifest.transaction():
+            if before and is_same:
+                self._manifest.succeed(before, peer)
             self._manifest.met(peer, address)
+
+    def forget_peers(self, address: str, others: Collection[str]) -> None:
+        """Forget the replicas that answered at an address, if they did not at one of the others.
+
+        What was deleted is not remembered for them any longer than for those that were never met.
+        """
+        with self._manifest.transaction():
+            self._manifest.forget_peers(address, others)
 
     def peers(self) -> list[PeerRecord]:
         """Return all replicas that this one was in touch with."""

@@ -78,10 +78,22 @@ _LEFT_BEHIND = """CREATE TABLE left_behind (
     replica INTEGER, pending BLOB, acknowledged INTEGER NOT NULL, PRIMARY KEY (replica, pending))
     WITHOUT ROWID"""
 """Paths that a replica was left behind with, and what it had of this one's changes when they began to be."""
-_TICKS = """CREATE TABLE used (tick INTEGER PRIMARY KEY);
-CREATE TABLE seen (replica INTEGER PRIMARY KEY, tick INTEGER NOT NULL)"""
-"""Which ticks this replica has used, and the largest one of each replica in any version that it ever had."""
-_UPGRADES = {1: _SAMPLE, 2: _LEFT_BEHIND + ";\n" + _TICKS}
+_USED = "CREATE TABLE used (tick INTEGER PRIMARY KEY)"
+_SEEN = "CREATE TABLE seen (replica INTEGER PRIMARY KEY, tick INTEGER NOT NULL)"
+"""The largest tick of each replica in any version that ever was here."""
+_ANSWERED = (
+    "CREATE TABLE answered (address BLOB, replica INTEGER, PRIMARY KEY (address, replica)) WITHOUT ROWID"
+)
+_UPGRADES = {
+    1: (_SAMPLE,),
+    2: (
+        _LEFT_BEHIND,
+        _USED,
+        _SEEN,
+        _ANSWERED,
+        "INSERT INTO answered SELECT address, replica FROM peer WHERE address != x''",
+    ),
+}
 """What brings a manifest of an older format to the next one."""
 
 _IS_FILE = "+kind = 1"
@@ -138,7 +150,7 @@ class Manifest:
         """
         manifest = cls(connect(file))
         with manifest.transaction():
-            for statement in ";\n".join((_SCHEMA, *_UPGRADES.values())).split(";\n"):
+            for statement in (*_SCHEMA.split(";\n"), *itertools.chain.from_iterable(_UPGRADES.values())):
                 manifest._db.execute(statement)
             manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
@@ -196,7 +208,7 @@ class Manifest:
     def _upgrade(self, version: int) -> None:
         with self.transaction():
             for older in range(version, SCHEMA_VERSION):
-                for statement in _UPGRADES[older].split(";\n"):
+                for statement in _UPGRADES[older]:
                     self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -961,6 +973,46 @@ class Manifest:
             " ON CONFLICT (replica) DO UPDATE SET address = excluded.address",
             (peer, place),
         )
+        self._db.execute("INSERT OR IGNORE INTO answered VALUES (?, ?)", (place, peer))
+
+    def answers_at(self, address: str) -> ReplicaId | None:
+        """Return which replica answered last at an address."""
+        found = self._db.execute("SELECT replica FROM peer WHERE address = ?", (os.fsencode(address),))
+        return next((ReplicaId(replica) for (replica,) in found), None)
+
+    def succeed(self, old: ReplicaId, new: ReplicaId) -> None:
+        """Have one replica, which has become another, be that: what one had, the other has."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO peer SELECT ?, name, x'', synced_at, acknowledged, mark"
+            " FROM peer WHERE replica = ?",
+            (new, old),
+        )
+        self._db.execute("UPDATE OR IGNORE answered SET replica = ? WHERE replica = ?", (new, old))
+        self._forget_peer(old)
+
+    def forget_peers(self, address: str, others: Collection[str]) -> None:
+        """Forget the replicas that answered at an address, if they did not at one of the others."""
+        if address in others:
+            return
+        known: set[ReplicaId] = set()
+        for other in others:
+            known |= self._answered_at(other)
+        for replica in self._answered_at(address) - known:
+            self._forget_peer(replica)
+        self._db.execute("DELETE FROM answered WHERE address = ?", (os.fsencode(address),))
+
+    def _answered_at(self, address: str) -> set[ReplicaId]:
+        found = self._db.execute("SELECT replica FROM answered WHERE address = ?", (os.fsencode(address),))
+        return {ReplicaId(replica) for (replica,) in found}
+
+    def _forget_peer(self, replica: ReplicaId) -> None:
+        """Forget all of a replica but its name, by which people know its versions."""
+        self._db.execute(
+            "UPDATE peer SET address = x'', synced_at = NULL, acknowledged = 0, mark = NULL"
+            " WHERE replica = ?",
+            (replica,),
+        )
+        self._db.execute("DELETE FROM answered WHERE replica = ?", (replica,))
 
     def peers(self) -> list[PeerRecord]:
         """Return all replicas that this one was in touch with."""

@@ -207,7 +207,7 @@ def _open(
         link.path = path_of(peer)
         link.identity = link.replica.identity.replica
         if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
-            home.met(link.replica.identity.replica, peer.address)
+            home.met(link.replica.identity.replica, peer.address, link.replica.recalls)
     except P2PSyncError as error:
         link.run.error = error
     return link

@@ -341,7 +341,7 @@ class Watch:
                 link.changed |= link.replica.take_up()
                 identity = link.replica.identity.replica
                 if identity != link.identity:
-                    home.met(identity, link.peer.address)
+                    home.met(identity, link.peer.address, link.replica.recalls)
                     link.identity = identity
                 opened.append(
                     (link, Link(PeerRun(link.peer), link.replica, path=link.path, identity=identity))

@@ -616,6 +616,101 @@ def test_a_deletion_that_a_replica_does_not_know_of_is_not_forgotten(tmp_path: P
     assert not known(here, b"gone")
 
 
+def remove_peer(root: Path, address: str, *others: str) -> None:
+    with opened(root) as replica:
+        replica.forget_peers(address, others)
+
+
+def met_at(root: Path, other: Path, address: str) -> None:
+    """Sync with a replica that is found at this address."""
+    with opened(root) as ours, opened(other) as theirs:
+        ours.met(theirs.identity.replica, address, theirs.recalls)
+        assert sync_open(ours, theirs).in_step
+
+
+def test_a_deletion_is_not_kept_for_a_peer_that_was_removed(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1", b"f": b"1"})
+    lost = new_replica(tmp_path / "lost")
+    met_at(here, lost, "stick")
+    delete(here, "gone")
+    sync(here, there)
+    clock.pass_days(31)
+    collect_at(here)
+    assert known(here, b"gone")
+    remove_peer(here, "stick")
+    collect_at(here)
+    assert not known(here, b"gone")
+
+
+@pytest.mark.parametrize("days", [29, 31])
+def test_a_peer_that_was_removed_and_comes_back_loses_nothing_and_brings_what_was_deleted_long_ago(
+    tmp_path: Path, clock: Clock, days: int
+) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1", b"f": b"1", b"deleted there": b"1", b"edited there": b"1"})
+    back = new_replica(tmp_path / "back")
+    met_at(here, back, "stick")
+    delete(here, "gone")
+    sync(here, there)
+    remove_peer(here, "stick")
+    put(here, "f", b"edited")
+    put(back, "edited there", b"2")
+    (back / "deleted there").unlink()
+    clock.pass_days(days)
+    sync(here, there)
+    for root in (here, there):
+        collect_at(root, NOTHING_STAYS)
+    met_at(here, back, "stick")
+    assert sync(here, there).in_step
+    found = {path: seen.data for path, seen in snapshot(here).items()}
+    assert found == {b"f": b"edited", b"edited there": b"2"} | ({b"gone": b"1"} if days > 30 else {})
+    assert snapshot(here) == snapshot(back) == snapshot(there)
+
+
+def test_two_replicas_that_take_turns_at_an_address_are_both_waited_for(tmp_path: Path, clock: Clock) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1"})
+    sticks = [new_replica(tmp_path / name) for name in ("one", "two")]
+    for stick in (*sticks, sticks[0]):
+        met_at(here, stick, "stick")
+    delete(here, "gone")
+    sync(here, there)
+    met_at(here, sticks[0], "stick")
+    clock.pass_days(100)
+    collect_at(here)
+    assert known(here, b"gone")
+    met_at(here, sticks[1], "stick")
+    assert snapshot(sticks[1]) == {}
+    collect_at(here)
+    assert not known(here, b"gone")
+
+
+def test_a_replica_that_becomes_another_at_each_mount_is_waited_for_as_one(
+    tmp_path: Path, clock: Clock
+) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1", b"f": b"1"})
+    stick = new_replica(tmp_path / "stick")
+    names = set()
+    for _ in range(3):
+        met_at(here, stick, "stick")
+        (tmp_path / "moved").mkdir()
+        shutil.copytree(stick, tmp_path / "moved", dirs_exist_ok=True)  # all inodes are others
+        shutil.rmtree(stick)
+        (tmp_path / "moved").rename(stick)
+    with opened(here) as replica:
+        names = {record.name for record in replica.peers()}
+        waited_for = [record for record in replica.peers() if replica.mark(record.replica)]
+    assert names == {"there", "stick"}
+    assert len(waited_for) == 2
+    delete(here, "gone")
+    sync(here, there)
+    clock.pass_days(31)
+    collect_at(here)
+    assert known(here, b"gone")
+    met_at(here, stick, "stick")
+    collect_at(here)
+    assert not known(here, b"gone")
+    assert snapshot(stick).keys() == {b"f"}
+
+
 def test_a_deletion_that_a_replica_was_left_behind_with_is_not_forgotten(
     tmp_path: Path, clock: Clock
 ) -> None:

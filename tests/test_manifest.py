@@ -25,7 +25,7 @@ from p2psync.errors import Damaged, ReplicaError
 from p2psync.manifest import BASES, REMEMBERED, SCHEMA_VERSION, Manifest
 from tests.support import digest, directory, do_not_wait_for_disk, file, symlink, tombstone, version
 
-NEW_IN_3 = ["left_behind", "used", "seen"]
+NEW_IN_3 = ["left_behind", "used", "seen", "answered"]
 STAT = Stat(3, 123_456_789_123, 223_456_789_123, 42)
 
 
@@ -109,11 +109,14 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
     with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
         for table in lacks:
             database.execute(f"DROP TABLE {table}")
+        database.execute("INSERT INTO peer (replica, name, address) VALUES (5, 'a', x'61'), (6, 'b', x'')")
         database.execute(f"PRAGMA user_version = {older}")
+        database.commit()
     for _ in range(2):
         with contextlib.closing(Manifest.open(place)) as manifest:
             assert not manifest.has_samples()
             assert manifest.bases(b"f") == []
+            assert manifest._db.execute("SELECT * FROM answered").fetchall() == [(b"a", 5)]
     with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
@@ -537,6 +540,40 @@ def test_a_peer_is_remembered_with_its_latest_address_and_name(manifest: Manifes
         manifest.set_mark(Identity(ReplicaId(5), "peer", 1), Mark(1, 2, b""), 1)
     (peer,) = manifest.peers()
     assert (peer.replica, peer.name, peer.address, peer.acknowledged) == (5, "peer", "host:\udcff", 0)
+
+
+def known_peers(manifest: Manifest) -> list[int]:
+    """Return the replicas of which more is known than the name."""
+    return [peer.replica for peer in manifest.peers() if manifest.mark(peer.replica)]
+
+
+def meet(manifest: Manifest, peer: int, *addresses: str) -> None:
+    with manifest.transaction():
+        manifest.set_mark(Identity(ReplicaId(peer), f"name {peer}", 1), Mark(1, 2, b""), 1)
+        for address in addresses:
+            manifest.met(ReplicaId(peer), address)
+
+
+def test_who_answered_at_an_address_is_forgotten_but_for_the_name(manifest: Manifest) -> None:
+    meet(manifest, 5, "host:x")
+    meet(manifest, 6, "host:x")
+    meet(manifest, 7, "host:other")
+    meet(manifest, 8)  # it only ever called
+    with manifest.transaction():
+        manifest.forget_peers("host:x", ["host:other"])
+    assert known_peers(manifest) == [7, 8]
+    assert [peer.name for peer in manifest.peers()] == ["name 5", "name 6", "name 7", "name 8"]
+    assert manifest.answers_at("host:x") is None
+
+
+def test_who_answered_at_another_address_that_stays_is_not_forgotten(manifest: Manifest) -> None:
+    meet(manifest, 5, "vpn:x", "host:x")
+    with manifest.transaction():
+        manifest.forget_peers("host:x", ["vpn:x"])
+    assert known_peers(manifest) == [5]
+    with manifest.transaction():
+        manifest.forget_peers("vpn:x", ["host:x"])  # which was another's once
+    assert known_peers(manifest) == []
 
 
 def test_an_address_belongs_to_who_answered_there_last(manifest: Manifest) -> None:

@@ -557,6 +557,19 @@ def test_a_known_peer_that_is_gone_is_never_begun_anew(tmp_path: Path, missing: 
     p2psync(here, "sync")
 
 
+def test_a_peer_that_was_removed_is_forgotten_and_may_be_begun_anew(tmp_path: Path) -> None:
+    here, there = replica(tmp_path / "here", {"file": "x"}), replica(tmp_path / "there")
+    for name in ("disk", "same"):
+        p2psync(here, "peer", "add", name, there)
+    p2psync(here, "sync", "disk")
+    (there / ".p2psync").rename(tmp_path / "unmounted")
+    p2psync(here, "peer", "remove", "same")
+    p2psync(here, "sync", "--create", "disk", code=4)  # it answers at an address that is configured
+    p2psync(here, "peer", "remove", "disk")
+    p2psync(here, "sync", "--create", there)
+    assert_same(here, there)
+
+
 def test_a_replica_whose_files_cannot_be_read_deletes_nothing(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root can read everything")

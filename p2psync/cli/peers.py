@@ -18,6 +18,7 @@ from p2psync.cli.options import (
     exits,
     find_root,
     is_terminal,
+    own,
 )
 from p2psync.errors import Exit
 
@@ -110,13 +111,20 @@ def peer_test(peer: str, connection: Connection, as_json: bool) -> None:
     click.echo(render_peers.tested_json(tested) if as_json else render_peers.tested_text(tested), nl=False)
 
 
-@peer.command("remove", epilog=exits())
+@peer.command("remove", epilog=exits(Exit.LOCKED))
 @click.argument("name")
 def peer_remove(name: str) -> None:
-    """Forget the peer NAME; nothing is touched there."""
+    """Forget the peer NAME, and the replica that answers there; nothing is touched there.
+
+    Deletions are not kept for it any more: what is deleted here, and it still has a month later, comes back
+    if it is ever synced with again.
+    """
     from p2psync import config
 
-    config.remove_peer(find_root(), name)
+    root = find_root()
+    with own(root) as replica:
+        removed = config.remove_peer(root, name)
+        replica.forget_peers(removed.address, [other.address for other in config.peers(root)])
     click.echo(f"removed {name}")
 
 
