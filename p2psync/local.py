@@ -762,10 +762,10 @@ class LocalReplica:
                 self._manifest.past.name_run(self._run, peer.name)
         self._run = 0
         with contextlib.suppress(OSError, ReplicaError):  # what cannot be done now is done another day
-            if has_cut:
-                self._collector.forget_chunks_if_many()
             if self._cleans:
                 self._collector.collect_if_due(history_limits(self._path))
+            if has_cut:
+                self._collector.forget_chunks_if_many()
 
     # -- peers
 

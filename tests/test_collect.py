@@ -19,6 +19,8 @@ import pytest
 
 from p2psync import history
 from p2psync.bases import Bases
+from p2psync.chunks import ChunkLists
+from p2psync.collect import Collector
 from p2psync.config import history_limits
 from p2psync.core.choose import Filter
 from p2psync.core.model import Kind, Prefer, Resolution
@@ -915,6 +917,23 @@ def test_also_a_sync_that_has_nothing_to_do_cleans_up(tmp_path: Path, clock: Clo
     clock.pass_days(1.1)
     sync(here, there)
     assert (runs(here), first in shelves(here)) == ([second], False)
+
+
+def test_history_goes_also_where_chunk_lists_cannot_be_forgotten(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0" * 60})
+    first = make_run(here, there, data=b"\0" * 61)
+    small_disk(monkeypatch)
+
+    def fail(self: Collector) -> None:
+        raise ReplicaError("there is no room")
+
+    monkeypatch.setattr(Collector, "forget_chunks_if_many", fail)
+    monkeypatch.setattr(ChunkLists, "are_new", lambda self: True)
+    second = make_run(here, there)
+    assert first != second
+    assert runs(here) == [second]
 
 
 def test_a_clock_that_is_wrong_for_a_while_costs_no_history_and_puts_nothing_off(
