@@ -987,7 +987,8 @@ class Manifest:
             " FROM peer WHERE replica = ?",
             (new, old),
         )
-        self._db.execute("UPDATE OR IGNORE answered SET replica = ? WHERE replica = ?", (new, old))
+        for table in ("answered", "left_behind"):
+            self._db.execute(f"UPDATE OR IGNORE {table} SET replica = ? WHERE replica = ?", (new, old))
         self._forget_peer(old)
 
     def forget_peers(self, address: str, others: Collection[str]) -> None:
@@ -1007,6 +1008,7 @@ class Manifest:
 
     def _forget_peer(self, replica: ReplicaId) -> None:
         """Forget all of a replica but its name, by which people know its versions."""
+        self._db.execute("DELETE FROM left_behind WHERE replica = ?", (replica,))
         self._db.execute(
             "UPDATE peer SET address = x'', synced_at = NULL, acknowledged = 0, mark = NULL"
             " WHERE replica = ?",
