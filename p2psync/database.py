@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
+from p2psync.disk import fill_holes, free_on, opened_as
 from p2psync.errors import Damaged, NoRoom, ReplicaError
 
 SYNCHRONOUS = "FULL"
@@ -17,6 +18,10 @@ DAMAGED = b".damaged"
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _LOG_ENDS = (b"-wal", b"-journal")
 """End the names of the files that hold what is not in the database yet, or must leave it again."""
+_INDEX_BYTES = 1 << 20
+"""Of the index of the log, for 512 MiB of log: what a commit of some million files writes."""
+_LEAST_INDEX_BYTES = 32 * 1024
+"""What SQLite begins with: 16 MiB of log."""
 _TRIES = 100
 """For a copy of a database that others write to meanwhile."""
 
@@ -130,6 +135,7 @@ def connect(file: bytes) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
+        _make_index_whole(file)
         connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
         connection.execute("PRAGMA cache_size = -8192")
         connection.execute("PRAGMA user_version").fetchone()
@@ -137,6 +143,26 @@ def connect(file: bytes) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _make_index_whole(file: bytes) -> None:
+    """Have the disk set aside the index of the log, which is a file with holes in memory.
+
+    A page of it for which the disk has no block when it is written to kills the process (SIGBUS).
+    RACE: so it may before this, in the instant since SQLite has made the index.
+
+    Raises:
+        NoRoom: the disk is full.
+    """
+    try:
+        fd = opened_as(os.stat(file + b"-shm"))  # who closes another one drops the locks of SQLite
+    except FileNotFoundError:  # there is no log
+        return
+    if fd is None:
+        return
+    size = min(max(free_on(fd) // 64, _LEAST_INDEX_BYTES), _INDEX_BYTES)  # the log cannot take more than that
+    if not (fill_holes(fd, size) or fill_holes(fd, _LEAST_INDEX_BYTES)):
+        raise no_room(file)
 
 
 def copied(file: bytes) -> sqlite3.Connection:

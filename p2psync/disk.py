@@ -204,12 +204,16 @@ def is_open(name: bytes, dir_fd: int) -> bool:
 
     SQLite makes an absolute path of any: who moved a directory at that moment led it to another one.
     """
-    wanted = lstat(name, dir_fd)
+    return opened_as(lstat(name, dir_fd)) is not None
+
+
+def opened_as(wanted: os.stat_result) -> int | None:
+    """Return the descriptor by which this process has a file open, None if it has not."""
     for fd in map(int, os.listdir("/dev/fd")):
         with contextlib.suppress(OSError):  # the one of the listing itself is closed by now
             if os.path.samestat(os.fstat(fd), wanted):
-                return True
-    return False
+                return fd
+    return None
 
 
 def open_file(name: bytes, dir_fd: int) -> int:
@@ -358,10 +362,23 @@ def allocate(fd: int, size: int) -> None:
 
 def free_range(fd: int, offset: int, size: int) -> None:
     """Make a part of a file a hole, so that its space is free; where that cannot be done it stays."""
+    _fallocate(fd, 3, offset, size)  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+
+
+def fill_holes(fd: int, size: int) -> bool:
+    """Have the disk set aside what it has not yet of the first `size` bytes of a file; False if it is full.
+
+    What others write there meanwhile stays, which `allocate` does not promise; where that cannot be done
+    there are holes.
+    """
+    return _fallocate(fd, 0, 0, size) != errno.ENOSPC
+
+
+def _fallocate(fd: int, mode: int, offset: int, size: int) -> int:
+    """Return the number of the error, 0 if there was none, or the system knows no such call."""
     change = getattr(_libc(), "fallocate", None)
-    if change is not None:
-        wide = ctypes.c_int64
-        change(fd, 3, wide(offset), wide(size))  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    wide = ctypes.c_int64
+    return ctypes.get_errno() if change is not None and change(fd, mode, wide(offset), wide(size)) else 0
 
 
 def digest_of(fd: int) -> Digest:

@@ -64,7 +64,7 @@ MAY_USE = {  # besides the core, which all may use
     "cli.conflicts": "cli.options config conflicts errors local mergetool render_conflicts",
     "folders": "disk history",
     "apply": "disk folders history stage",
-    "database": "errors",
+    "database": "disk errors",
     "columns": "",
     "past": "columns database",
     "manifest": "columns database errors past",

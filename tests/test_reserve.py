@@ -299,3 +299,17 @@ def test_a_disk_that_fills_while_the_manifest_is_open_is_told_of(disk: Path) -> 
         fill(disk, 0)
         with pytest.raises(NoRoom, match=f"no room on the disk of {root}"):
             filled.scan(True)
+
+
+def test_who_writes_while_the_disk_fills_is_told_of_it_and_does_not_die(disk: Path) -> None:
+    for left in range(0, 24, 2):
+        file = bytes(disk / f"{left}.db")
+        Manifest.create(file, "name").close()
+        if (child := os.fork()) == 0:
+            manifest = Manifest.open(file)
+            fill(disk, left * KIB)
+            with contextlib.suppress(NoRoom), manifest.transaction():
+                manifest.use(manifest.next_stamp())
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        (disk / "filler").unlink()
