@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from p2psync.chunks import ChunkLists, cut_all, hashes_of_some, samples_of
+from p2psync.chunks import ChunkLists, hashes_of_some, samples_of
 from p2psync.contents import Contents, written
 from p2psync.core.chunking import MOST_BASES, MOST_TIMES, WORTH_BYTES, likeliest, sampled, unit_of, windows
 from p2psync.core.model import Digest
@@ -69,12 +69,7 @@ class Alike:
         with self._contents.opened(digest, self._contents.is_as_known) as fd:
             if fd is None or (size := os.fstat(fd).st_size) > most:
                 return 0
-            try:
-                found, chunks = cut_all(fd, unit)
-            except OSError:  # it cannot be read: something else may be
-                return 0
-        if found == digest:
-            self._lists.put(digest, unit, chunks)
+            self._lists.of(digest, unit, fd)
         return size
 
     # -- samples

@@ -17,7 +17,7 @@ import msgspec
 from xxhash import xxh3_64_digest, xxh3_128
 
 from p2psync.core.chunking import HASH_BYTES, Chunks, sampled, unit_of, windows
-from p2psync.core.model import Digest
+from p2psync.core.model import NO_DIGEST, Digest
 from p2psync.core.replica import Cuts
 from p2psync.disk import OPEN_DIRECTORY, OPEN_FILE, blocks_of
 
@@ -78,13 +78,6 @@ def cut_file(fd: int, cutter: Cutter) -> Iterator[tuple[memoryview, bytes]]:
     yield from cutter.end()
 
 
-def cut_all(fd: int, unit: int) -> tuple[Digest, Chunks]:
-    """Return digest and chunks of an open file; raises as `cut_file`."""
-    cutter = Cutter(unit)
-    collections.deque(cut_file(fd, cutter), maxlen=0)
-    return cutter.result()
-
-
 def hashes_of_some(fd: int, size: int) -> bytes:
     """Return the hashes of chunks here and there in an open file; those at the ends of a part may be none.
 
@@ -140,6 +133,31 @@ class ChunkLists:
                 return msgspec.msgpack.decode(file.read(), type=_Stored)
         except (OSError, msgspec.MsgspecError):
             return None
+
+    def of(self, digest: Digest, unit: int, fd: int) -> Chunks | None:
+        """Return how an open file is cut; None: it cannot be read, or does not hold the contents `digest`.
+
+        Args:
+            digest: of its contents; `NO_DIGEST`: whatever they are.
+            unit: to cut it by.
+            fd: the file.
+        """
+        if (known := self.get(digest, unit)) is not None:
+            return known
+        cutter = Cutter(unit)
+        try:
+            collections.deque(cut_file(fd, cutter), maxlen=0)
+        except OSError:  # a disk that fails: something else will do
+            return None
+        return cutter.result()[1] if digest == NO_DIGEST else self.learn(digest, unit, cutter)
+
+    def learn(self, digest: Digest, unit: int, cutter: Cutter) -> Chunks | None:
+        """Remember how what was fed to `cutter` is cut; None: these were not the contents `digest`."""
+        found, chunks = cutter.result()
+        if found != digest:
+            return None
+        self.put(digest, unit, chunks)
+        return chunks
 
     def put(self, digest: Digest, unit: int, chunks: Chunks) -> None:
         """Remember how contents are cut; what cannot be written is found out again when it is needed."""

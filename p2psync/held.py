@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from p2psync.chunks import ChunkLists, cut_all
+from p2psync.chunks import ChunkLists
 from p2psync.contents import Contents
-from p2psync.core.chunking import Chunks, unit_of
+from p2psync.core.chunking import unit_of
 from p2psync.core.model import NO_DIGEST, Digest
 from p2psync.core.replica import Ask, Cuts, Source
 from p2psync.disk import Span
@@ -56,7 +56,10 @@ class Held:
             with self._file(wanted, digest) as fd:
                 if fd is None:
                     continue
-                cuts = None if digest in ask.known else Cuts.of(self._cut(digest, unit_of(size), fd))
+                chunks = None if digest in ask.known else self._lists.of(digest, unit_of(size), fd)
+                if chunks is None and digest not in ask.known:
+                    continue
+                cuts = Cuts.of(chunks) if chunks else None
                 told = len(cuts.lengths) + len(cuts.hashes) if cuts else 0
                 if told <= self._room:  # else the other side does without
                     self._room -= told
@@ -86,16 +89,3 @@ class Held:
         finally:
             if fd is not None:
                 os.close(fd)
-
-    def _cut(self, source: Digest, unit: int, fd: int) -> Chunks:
-        """Return how a file is cut.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        chunks = self._lists.get(source, unit)
-        if chunks is None:
-            digest, chunks = cut_all(fd, unit)
-            if digest == source:
-                self._lists.put(digest, unit, chunks)
-        return chunks

@@ -557,9 +557,7 @@ class LocalReplica:
         """Stage what is in another file of the tree, or among the bases."""
         if holder is not None:
             with self.contents.opened(content.digest, self.contents.is_as_known, holder) as fd:
-                if fd is not None and self._stage.copy(content.digest, fd):
-                    if content.size <= MAX_TEXT:
-                        self._bases.add(content.digest, os.pread(fd, content.size, 0))
+                if fd is not None and self._stage.copy(content.digest, fd, self._bases.add):
                     return True
         with self.contents.in_history(content.digest) as fd:
             if fd is not None and self._stage.copy(content.digest, fd):

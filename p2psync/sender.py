@@ -45,7 +45,7 @@ class Sender:
                         collections.deque(cutter.feed(piece.data), maxlen=0)
                 if cutter:
                     collections.deque(cutter.end(), maxlen=0)
-                    self._remember(digest, unit_of(size), cutter)
+                    self._lists.learn(digest, unit_of(size), cutter)
 
     def _opened(self, digest: Digest, first: bytes | None = None) -> AbstractContextManager[int | None]:
         """Open contents that are to be sent: what was written to would be sent for nothing, at every sync."""
@@ -74,12 +74,7 @@ class Sender:
                 yield Piece(digest, b"", More.GONE)
                 return
             yield Piece(digest, b"", More.LAST)
-            self._remember(digest, unit, cutter)
-
-    def _remember(self, digest: Digest, unit: int, cutter: Cutter) -> None:
-        found, chunks = cutter.result()
-        if found == digest:
-            self._lists.put(digest, unit, chunks)
+            self._lists.learn(digest, unit, cutter)
 
     def _chunks(self, source: Source, unit: int) -> Chunks:
         chunks = source.cuts.chunks() if source.cuts else self._lists.get(source.digest, unit)

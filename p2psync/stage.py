@@ -156,12 +156,27 @@ class Stage:
             elif self.put(piece.digest, piece.data):
                 keep(piece.digest, piece.data)
 
-    def copy(self, digest: Digest, source: int) -> bool:
-        """Stage the contents of the open file `source`; False if they are not those of `digest`."""
+    def copy(
+        self, digest: Digest, source: int, keep: Callable[[Digest, bytes], None] = lambda digest, data: None
+    ) -> bool:
+        """Stage the contents of the open file `source`; False if they cannot be read, or are not `digest`.
+
+        Args:
+            digest: of the contents.
+            source: where they may be.
+            keep: is offered whole small ones.
+        """
         size = os.fstat(source).st_size
-        if size <= MAX_TEXT:
-            return self.put(digest, os.read(source, size))
-        return self.fill(digest, iter((Span(source, 0, size),)))
+        if size > MAX_TEXT:
+            return self.fill(digest, iter((Span(source, 0, size),)))
+        try:
+            data = os.read(source, size)
+        except OSError:  # a disk that fails: they may be elsewhere too
+            return False
+        if not self.put(digest, data):
+            return False
+        keep(digest, data)
+        return True
 
     def put(self, digest: Digest, data: bytes) -> bool:
         """Write contents that are in memory; see `fill`."""

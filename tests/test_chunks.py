@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 from array import array
@@ -18,7 +19,7 @@ from xxhash import xxh3_64_hexdigest
 
 from p2psync import alike, chunks, held
 from p2psync import sync as syncing
-from p2psync.chunks import ChunkLists, Cutter, cut_all
+from p2psync.chunks import ChunkLists, Cutter, cut_file
 from p2psync.connect import connect_local
 from p2psync.core.chunking import Chunks
 from p2psync.core.chunking import sampled as some_of
@@ -326,11 +327,18 @@ def test_a_small_part_of_a_much_larger_file_is_sent(pair: tuple[Path, Path]) -> 
     assert synced(*pair).transferred == (1 << 17) + (1 << 20)
 
 
-def hashes_of(data: bytes) -> bytes:
+def cut(data: bytes) -> tuple[Digest, Chunks]:
     fd = os.memfd_create("data")
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
-    return cut_all(fd, UNIT)[1].hashes
+    cutter = Cutter(UNIT)
+    for _ in cut_file(fd, cutter):
+        pass
+    return cutter.result()
+
+
+def hashes_of(data: bytes) -> bytes:
+    return cut(data)[1].hashes
 
 
 def test_a_new_file_is_made_of_several(pair: tuple[Path, Path]) -> None:
@@ -354,11 +362,12 @@ def test_of_what_a_new_file_may_be_made_of_no_more_is_read_than_four_times_its_s
 ) -> None:
     read: list[int] = []
 
-    def cut_all(fd: int, unit: int) -> tuple[Digest, Chunks]:
+    def of(lists: ChunkLists, digest: Digest, unit: int, fd: int) -> Chunks | None:
         read.append(os.fstat(fd).st_size)
-        return chunks.cut_all(fd, unit)
+        return really(lists, digest, unit, fd)
 
-    monkeypatch.setattr(alike, "cut_all", cut_all)
+    really = ChunkLists.of
+    monkeypatch.setattr(ChunkLists, "of", of)
     for number in (2, 3):
         (pair[1] / f"part-{number}").write_bytes(noise(3 << 20, number))
     synced(*pair)
@@ -531,7 +540,7 @@ def test_a_base_that_is_not_what_it_is_said_to_be_is_found_out_and_all_is_sent(
 def test_wrong_chunk_lists_cost_a_transfer_and_nothing_else(pair: tuple[Path, Path]) -> None:
     for root in pair:
         with replica_lists(root) as lists:
-            _, found = cut_all(os.open(root / "file", os.O_RDONLY), UNIT)
+            _, found = cut((root / "file").read_bytes())
             wrong = Chunks(array("I", reversed(found.lengths)), found.hashes)
             lists.put(digest(DATA), UNIT, wrong)
     edited(pair[0] / "file", INSERTED)
@@ -807,10 +816,7 @@ def test_a_small_file_that_is_a_hole_stays_one(tmp_path: Path) -> None:
 
 def test_where_a_file_is_cut_never_changes() -> None:
     """Two machines have to cut alike, and two releases: raise the protocol's number if this must change."""
-    fd = os.memfd_create("data")
-    os.write(fd, DATA)
-    os.lseek(fd, 0, os.SEEK_SET)
-    found, how = cut_all(fd, UNIT)
+    found, how = cut(DATA)
     assert found == digest(DATA)
     assert sum(how.lengths) == len(DATA)
     assert (len(how.lengths), xxh3_64_hexdigest(how.lengths.tobytes() + how.hashes)) == PINNED
@@ -837,10 +843,7 @@ def test_how_contents_come_does_not_change_how_they_are_cut(sizes: list[int]) ->
 @pytest.mark.parametrize("cutter", [Compiled, Plain])
 def test_it_is_cut_alike_where_the_library_was_not_compiled(cutter: type) -> None:
     data = DATA[: 1 << 18]
-    fd = os.memfd_create("data")
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    _, how = cut_all(fd, UNIT)
+    _, how = cut(data)
     made = cutter(UNIT, min_size=UNIT, max_size=4 * UNIT, normalized_chunking=1, seed=0)
     assert [chunk.length for chunk in made.cut_buf(data)] == list(how.lengths)
 
@@ -861,3 +864,43 @@ def test_chunk_lists_are_kept_as_long_as_something_may_be_made_of_them(tmp_path:
     assert lists.count() == 1
     lists.close()
     os.close(fd)
+
+
+@contextlib.contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, *files: Path) -> Iterator[None]:
+    """Have the disk fail below these files."""
+    bad = {file.stat().st_ino for file in files}
+
+    def read(fd: int, size: int) -> bytes:
+        if os.fstat(fd).st_ino in bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return really(fd, size)
+
+    really = os.read
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", read)
+        yield
+
+
+def test_a_file_that_the_disk_has_lost_is_not_what_another_is_made_of_and_stops_nothing(
+    tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side in ("here", "there"):
+        for path in (tmp_path / side / ".p2psync" / "chunks").iterdir():
+            path.unlink()
+    edited(pair[0] / "file", INSERTED)
+    with failing(monkeypatch, pair[1] / "file"), opened(pair[0]) as home, opened(pair[1]) as peer:
+        assert sync_open(home, peer).in_step
+    assert snapshot(pair[0]) == snapshot(pair[1])
+
+
+def test_what_cannot_be_copied_from_a_file_that_is_here_is_sent(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(pair[0] / "small", b"small")
+    os.utime(pair[0] / "small", (0, 0))  # nor is it looked at by the scan
+    synced(*pair)
+    edited(pair[0] / "copy", b"small")
+    with failing(monkeypatch, pair[1] / "small"), opened(pair[0]) as home, opened(pair[1]) as peer:
+        assert sync_open(home, peer).in_step
+    assert snapshot(pair[0]) == snapshot(pair[1])
