@@ -180,6 +180,8 @@ class Applier:
             elif _is_named(name, directory) and _is_wanted(name, directory, wanted):
                 times = (wanted.mtime_ns, wanted.mtime_ns)
                 os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+                # RACE: see `_amend`.
+                return _row(wanted, name, directory)._replace(racy=wanted.kind is Kind.FILE)
             else:
                 raise
         return _row(wanted, name, directory)

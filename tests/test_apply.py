@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from p2psync import disk, folders
-from p2psync.core.model import Entry, Problem, Transition
+from p2psync import apply, disk, folders
+from p2psync.core.model import Digest, Entry, Problem, Transition
 from p2psync.core.replica import Name
 from p2psync.history import History, Shelf
 from tests.support import (
@@ -425,6 +425,21 @@ def test_what_appears_just_as_it_is_wanted_gets_the_time_that_is_wanted(root: Pa
     wanted = {b"f": file(b"new", mtime_ns=NEW_NS), b"l": symlink(b"new", NEW_NS)}
     assert carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, appear)) == []
     assert [seen.mtime_ns for seen in snapshot(root).values()] == [NEW_NS, NEW_NS]
+
+
+def test_an_edit_of_what_is_there_already_is_found_though_it_gets_the_time_that_is_wanted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edited_then(name: bytes, folder: int) -> tuple[Digest, os.stat_result]:
+        found = disk.hash_file(name, folder)
+        make_tree(root, {b"f": b"NEW"})
+        return found
+
+    wanted = {b"f": file(b"new", mtime_ns=NEW_NS)}
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, "hash_file", edited_then)
+        assert carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"f": b"new"})) == []
+    assert scanned(root)[b"f"].digest == digest(b"NEW")
 
 
 @pytest.mark.usefixtures("any_system")
