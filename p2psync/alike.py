@@ -77,16 +77,17 @@ class Alike:
     def _sample_some(self, new: Sequence[Content], since: int) -> None:
         """Sample files that the other side has too, those that new contents are most likely made of first.
 
-        Of more than a few no more is read than would be sent.
+        Of more than a few no more is read than would be sent. What cannot be read is tried another day, and
+        keeps none of the others waiting.
         """
-        left = sum(content.size for content in new)
+        left, count = sum(content.size for content in new), 0
         samples: list[tuple[bytes, Digest]] = []
-        for count, other in enumerate(self._likely(new, since)[:_AT_ONCE]):
-            if left <= 0 and count >= _AT_LEAST:
+        for other in self._likely(new, since):
+            if count == _AT_ONCE or (left <= 0 and count >= _AT_LEAST):
                 break
-            left -= sum(length for _, length in windows(other.size))
-            if hashes := self._hashes(other):  # else another day
+            if hashes := self._hashes(other):
                 samples += samples_of(other.digest, hashes)
+                left, count = left - sum(length for _, length in windows(other.size)), count + 1
         if samples:
             with self._manifest.transaction():
                 self._manifest.add_samples(samples)

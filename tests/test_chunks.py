@@ -17,7 +17,7 @@ from pyfastcdc.cy import FastCDC as Compiled
 from pyfastcdc.py import FastCDC as Plain
 from xxhash import xxh3_64_hexdigest
 
-from p2psync import alike, chunks, held
+from p2psync import alike, chunks, contents, disk, held
 from p2psync import sync as syncing
 from p2psync.chunks import ChunkLists, Cutter, cut_file
 from p2psync.connect import connect_local
@@ -238,6 +238,24 @@ def test_of_more_than_a_few_files_no_more_is_read_to_find_what_is_alike_than_wou
     (pair[0] / "newer").write_bytes(noise(6 << 20, 3))
     synced(*pair)
     assert sampled == [1 << 20] * 4 + [6 << 20]
+
+
+def test_files_that_cannot_be_read_keep_no_others_from_being_sampled(
+    pair: tuple[Path, Path], sampled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alike, "_AT_ONCE", 1)
+    for name, seed in (("new closed", 5), ("new too", 6)):
+        (pair[1] / name).write_bytes(noise(1 << 19, seed))
+    synced(*pair)
+    (pair[0] / "new").write_bytes(noise(1 << 19, 6) + b"x")
+
+    def open_file(name: bytes, folder: int) -> int:
+        if name == b"new closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return disk.open_file(name, folder)
+
+    monkeypatch.setattr(contents, "open_file", open_file)
+    assert synced(*pair).transferred < SMALL_CHANGE
 
 
 def test_of_very_many_files_the_latest_are_sampled(
