@@ -449,6 +449,9 @@ def rename_new(source: bytes, source_fd: int, target: bytes, target_fd: int) -> 
 def write_in(directory: int, action: Callable[[], _T]) -> _T:
     """Do something in a directory, also if it is write-protected: its permissions are synced, not obeyed.
 
+    RACE: who dies before it is protected again leaves it open to its owner, which the next scan takes for a
+    change of the user's.
+
     Raises:
         OSError: it cannot be done all the same.
     """
