@@ -25,6 +25,7 @@ from p2psync.core.replica import (
     Like,
     Mark,
     Name,
+    Scanned,
     Source,
     Want,
 )
@@ -258,6 +259,19 @@ def weight(item: Transition | Change) -> int:
 
 def _entry_weight(entry: Entry) -> int:
     return 100 + len(entry.target) + 16 * len(entry.version)
+
+
+def in_one(scanned: Scanned) -> Scanned:
+    """Return as much of what a scan found as a message takes.
+
+    The problems beyond it are counted: nothing is decided by those of the other side.
+    """
+    problems = next(batches(scanned.problems, lambda problem: 10 + len(problem.path) + len(problem.why)), [])
+    if more := len(scanned.problems) - len(problems):
+        path, why = problems[-1].path, problems[-1].why
+        problems[-1] = Problem(path, f"{why}; {more} more paths there have problems")
+    skipped = next(batches(scanned.skipped, lambda path: 10 + len(path)), [])
+    return msgspec.structs.replace(scanned, problems=problems, skipped=skipped)
 
 
 def plain_problems(problems: Iterable[Problem]) -> list[Problem]:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 
 from p2psync.core.ignore import hits
-from p2psync.core.merge import merge, union
+from p2psync.core.merge import MAX_TEXT, merge, union
 from p2psync.core.model import Prefer
 from p2psync.errors import ReplicaError
 
 SECONDS = 60.0
 """A command may take so long for one file."""
+MAX_MERGED = 2 * MAX_TEXT
+"""What a command prints beyond that, in bytes, is no merge: two texts, one after the other, are no longer."""
 
 
 class Drivers:
@@ -76,4 +78,4 @@ def _run(command: str, path: bytes, base: bytes, ours: bytes, theirs: bytes) -> 
             raise ReplicaError(f"cannot run the merge driver {words[0]}: {error.strerror}") from error
     if done.returncode or (not done.stdout and (ours or theirs)):  # who prints nothing has not merged
         return None
-    return done.stdout
+    return done.stdout if len(done.stdout) <= MAX_MERGED else None

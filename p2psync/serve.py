@@ -50,6 +50,7 @@ from p2psync.calls import (
     Watch,
     batches,
     check_paths,
+    in_one,
     weight,
 )
 from p2psync.core.model import Transition
@@ -241,7 +242,7 @@ def _reply(connection: Connection, answers: Iterable[object]) -> None:
 def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Iterable[object]:
     match call:
         case Scan(keep, doubt):
-            return [replica.scan(keep, doubt)]
+            return [in_one(replica.scan(keep, doubt))]
         case GetMark(peer):
             return [replica.mark(peer)]
         case Changes(since):

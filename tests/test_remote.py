@@ -306,6 +306,20 @@ def test_trees_whose_paths_fill_many_frames_travel(connect: Connect) -> None:
     assert remote.bases([names[0].path]) == [[TREE[b"a"]] * 2]
 
 
+def test_of_very_many_problems_the_first_are_told_and_the_others_counted(connect: Connect) -> None:
+    many = [Problem(b"%d" % number + b"n" * 100, "unreadable") for number in range(200_000)]
+
+    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
+        return Scanned(many, [problem.path for problem in many], b"")
+
+    scanned = connect(scan=scan).scan(True)
+    assert scanned.problems[:-1] == many[: len(scanned.problems) - 1]
+    assert len(scanned.problems) > 5000
+    assert scanned.problems[-1].why == (
+        f"unreadable; {len(many) - len(scanned.problems)} more paths there have problems"
+    )
+
+
 def test_more_contents_than_fit_a_frame_are_asked_for(connect: Connect) -> None:
     transitions = [Transition(b"%d" % number, None, file(b"%d" % number)) for number in range(30_000)]
     digests = [transition.wanted.digest for transition in transitions]
@@ -494,7 +508,7 @@ LIES: dict[str, tuple[str, Any]] = {
     "a negative sequence number": ("newest", -1),
     "a huge sequence number": ("newest", 2**64 - 1),
     "text for a number": ("newest", "1"),
-    "a problem that is none": ("scan", [[b"a"], [], b""]),
+    "a problem that is none": ("scan", REPLACE(SCANNED, problems=[Problem(b"a", b"no text")])),  # type: ignore[arg-type]
     "rules without end": ("scan", REPLACE(SCANNED, rules=b"x" * 10_000)),
     "a skipped path without end": ("scan", REPLACE(SCANNED, skipped=[b"x" * 100_000])),
     "a mark with a path outside": ("mark", Mark(1, 1, b"", [b"/etc"])),

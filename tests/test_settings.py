@@ -231,6 +231,7 @@ def test_conflicts_end_as_their_names_say(tmp_path: Path) -> None:
         ("/no/such/driver", "cannot run the merge driver /no/such/driver"),
         ('sh "x', "cannot be split"),
         ("true", ""),
+        ("head -c 17000000 /dev/zero", ""),
     ],
 )
 def test_a_driver_that_does_not_merge_leaves_a_conflict_and_stops_nothing_else(
