@@ -348,8 +348,14 @@ def free_on(fd: int) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
+def files_on(fd: int) -> int:
+    """Return how many files anyone may still make on the disk of an open file: many have room for so many."""
+    disk = os.fstatvfs(fd)
+    return disk.f_favail if disk.f_files else sys.maxsize
+
+
 def allocate(fd: int, size: int) -> None:
-    """Have the disk set aside `size` bytes for an empty open file.
+    """Have the disk set aside `size` bytes for an open file that is empty, or holds no more than zeros.
 
     Raises:
         OSError: it has not so many.

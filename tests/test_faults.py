@@ -243,7 +243,7 @@ def test_a_disk_that_really_is_full_is_told_of_and_filled_once_there_is_room(
     judge = Judge(case)
     shutil.rmtree(case.far)
     case.far.symlink_to(small_disk / "far")
-    (case.folder / "start" / "far" / ".p2psync" / "reserve").unlink()
+    shutil.rmtree(case.folder / "start" / "far" / ".p2psync" / "reserve")
     full = 0
     for free in range(0, 1400, stride):
         remove(small_disk / "far")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -78,10 +79,7 @@ def old_and_new(tmp_path: Path, disk: Path) -> tuple[Path, Path]:
 
 def kept_for_manifest(root: Path) -> int:
     """Return how many bytes the disk has really set aside."""
-    try:
-        return (root / ".p2psync" / "reserve").stat().st_blocks * 512
-    except FileNotFoundError:
-        return 0
+    return sum(part.stat().st_blocks * 512 for part in (root / ".p2psync" / "reserve").glob("*"))
 
 
 def no_room(ran: Ran, root: Path) -> bool:
@@ -113,7 +111,7 @@ def test_where_nothing_is_left_that_is_said_on_both_sides_and_looking_works(
     tmp_path: Path, disk: Path, left: int
 ) -> None:
     here, there = old_and_new(tmp_path, disk)
-    (there / ".p2psync" / "reserve").unlink()
+    shutil.rmtree(there / ".p2psync" / "reserve")
     fill(disk, left)
     assert "in step" in p2psync(there, "status").out
     assert p2psync(there, "log").out.count("sync with") == 3
@@ -154,11 +152,64 @@ def test_a_reserve_of_which_a_part_is_gone_is_a_smaller_one(tmp_path: Path, disk
 @pytest.mark.parametrize("size", [0, reserve.SIZE])
 def test_a_reserve_that_was_cut_short_or_copied_as_a_hole_is_made_anew(tmp_path: Path, size: int) -> None:
     root = replica(tmp_path / "root")
-    (root / ".p2psync" / "reserve").touch()
-    os.truncate(root / ".p2psync" / "reserve", size)
+    with opened(root):
+        pass
+    for part in (root / ".p2psync" / "reserve").iterdir():
+        os.truncate(part, 0)
+        os.truncate(part, size // reserve.PARTS)
     with opened(root):
         pass
     assert kept_for_manifest(root) >= reserve.SIZE
+
+
+def test_a_reserve_that_is_one_file_is_made_one_of_several(tmp_path: Path) -> None:
+    root = replica(tmp_path / "root")
+    (root / ".p2psync" / "reserve").write_bytes(bytes(reserve.SIZE))
+    with opened(root):
+        pass
+    assert kept_for_manifest(root) >= reserve.SIZE
+
+
+def test_a_reserve_that_could_not_be_made_whole_grows_where_there_is_little_room_too(
+    tmp_path: Path, disk: Path
+) -> None:
+    root = replica(disk / "root", {"f": "1"})
+    p2psync(root, "gc")
+    fill(disk, 0)
+    with opened(root):
+        fill(disk, 300 * KIB)
+    assert 0 < kept_for_manifest(root) < reserve.SIZE // 2
+    (disk / "filler").unlink()
+    fill(disk, reserve.PLENTY // 4)
+    p2psync(root, "gc")
+    assert kept_for_manifest(root) >= reserve.SIZE
+
+
+def test_what_a_run_was_lent_that_was_killed_is_the_reserve_of_the_next(tmp_path: Path, disk: Path) -> None:
+    here, there = old_and_new(tmp_path, disk)
+    fill(disk, 100 * KIB)
+    ready = os.pipe()
+    if (child := os.fork()) == 0:
+        running = LocalReplica(bytes(there))
+        os.write(ready[1], bytes([running._reserve.lent > 0]))
+        os.kill(os.getpid(), 9)
+    assert os.read(ready[0], 1) == b"\1"
+    os.waitpid(child, 0)
+    assert not kept_for_manifest(there)
+    write(here / "new", os.urandom(600 * KIB))
+    assert "new failed: there is no room for it" in p2psync(here, "sync", there, code=1).err
+    assert kept_for_manifest(there) >= reserve.SIZE // 2
+
+
+def test_what_a_process_that_was_killed_left_of_its_trial_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("trial", f"trial-{os.getpid()}"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(reserve, "free_on", lambda fd: 0)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert reserve.has_room(fd)
+    os.close(fd)
 
 
 def test_on_a_full_disk_who_looks_sees_what_a_run_at_work_has_committed(disk: Path) -> None:
@@ -182,7 +233,7 @@ def test_gc_that_has_no_room_to_forget_makes_it_first(
     p2psync(here, "sync", "--max-delete", "1500", there)
     write(here / "f", "the latest run stays")
     p2psync(here, "sync", there)
-    (there / ".p2psync" / "reserve").unlink()
+    shutil.rmtree(there / ".p2psync" / "reserve")
     fill(disk, 160 * KIB)
     monkeypatch.setattr(collect, "TOMBSTONE_DAYS", -1)
     with opened(there) as replica:
