@@ -21,9 +21,11 @@ from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transiti
 from p2psync.core.order import in_order
 from p2psync.core.paths import ancestors, split
 from p2psync.disk import (
+    NO_FILES_LEFT,
     Root,
     change_mode,
     exchange,
+    files_on,
     hash_file,
     kind_of,
     lstat,
@@ -130,7 +132,7 @@ class Applier:
         except Refused as refused:
             return Problem(path, str(refused))
         except OSError as error:
-            return Problem(path, _explain(error))
+            return Problem(path, _explain(error, self._root.fd))
 
     def _swap(self, transition: Transition, row: Row | None) -> Row:
         path, expected, wanted = transition.path, transition.expected, transition.wanted
@@ -462,8 +464,10 @@ def vouched(wanted: Entry, found: Stat, seen_ns: int) -> Row:
     return Row(wanted, found, touched or is_racy(found.mtime_ns, seen_ns))
 
 
-def _explain(error: OSError) -> str:
+def _explain(error: OSError, root: int) -> str:
     match error.errno:
+        case errno.ENOSPC if not files_on(root):
+            return f"failed: {NO_FILES_LEFT}"
         case errno.EEXIST:
             return "something is there that was not when the two sides were compared"
         case errno.ENOENT:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from p2psync.disk import fill_holes, free_on, opened_as
+from p2psync.disk import fill_holes, free_on, no_files_left, opened_as
 from p2psync.errors import Damaged, NoRoom, ReplicaError
 
 SYNCHRONOUS = "FULL"
@@ -29,8 +29,9 @@ _TRIES = 100
 def no_room(file: bytes) -> NoRoom:
     """Return the error of a disk that has no room for what must be written to a manifest."""
     sidecar = os.path.dirname(os.path.abspath(file))
+    lacking = "are no inodes left" if no_files_left(sidecar) else "is no room"
     return NoRoom(
-        f"there is no room on the disk of {os.fsdecode(os.path.dirname(sidecar))}, where p2psync has to write"
+        f"there {lacking} on the disk of {os.fsdecode(os.path.dirname(sidecar))}, where p2psync has to write"
         f" what it knows: delete something there ({os.fsdecode(sidecar)}/history has what was replaced)"
     )
 
@@ -96,8 +97,10 @@ class told:  # noqa: N801 - a class, for it is entered for every row
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, (sqlite3.Error, UnicodeDecodeError)):
             return
-        if getattr(error, "sqlite_errorcode", None) in _FULL:
-            raise no_room(getattr(self._connection, "place", b"")) from error
+        code, place = getattr(error, "sqlite_errorcode", None), getattr(self._connection, "place", b"")
+        sidecar = os.path.dirname(os.path.abspath(place))
+        if code in _FULL or (code == sqlite3.SQLITE_CANTOPEN and no_files_left(sidecar)):
+            raise no_room(place) from error
         if not _is_damage(error):
             raise ReplicaError(f"the manifest cannot be used: {error}") from error
         file = getattr(self._connection, "file", b"")

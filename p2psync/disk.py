@@ -349,9 +349,21 @@ def free_on(fd: int) -> int:
 
 
 def files_on(fd: int) -> int:
-    """Return how many files anyone may still make on the disk of an open file: many have room for so many."""
+    """Return how many files anyone may still make on the disk of an open file; many set no limit."""
     disk = os.fstatvfs(fd)
     return disk.f_favail if disk.f_files else sys.maxsize
+
+
+def no_files_left(folder: bytes) -> bool:
+    """Has the disk of a folder all the files that it can hold?"""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:  # it has gone
+        return False
+    return bool(disk.f_files) and not disk.f_favail
+
+
+NO_FILES_LEFT = "its disk has no inodes left: it holds as many files as it can, whatever room there is"
 
 
 def allocate(fd: int, size: int) -> None:

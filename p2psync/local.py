@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from p2psync.core.model import (
     Record,
     Transition,
     action_of,
+    makes,
     needs_content,
 )
 from p2psync.core.order import moves
@@ -64,6 +66,7 @@ from p2psync.disk import (
     Root,
     begin_sync,
     exists,
+    files_on,
     is_open,
     rename_new,
 )
@@ -91,6 +94,9 @@ SAVE_SECONDS = 10.0
 
 RESERVE_BYTES = 8 << 20
 """What stays free on a disk, or a hundredth of a small one: the manifest has to be written too."""
+RESERVE_FILES = 40
+"""So many can still be made on a disk that contents have filled with files: of the manifest, and folders of
+the history for what is deleted."""
 ENTRY_BYTES = 4096
 """What a file takes beside its contents, at most: its end in a block, its name, its row."""
 
@@ -517,35 +523,40 @@ class LocalReplica:
         """Look, before anything is written, whether there is room for what comes.
 
         Returns:
-            Whether that is so only if what broken runs left goes, and a few large files that have to wait
-            even then: their paths, and why.
+            Whether that is so only if what broken runs left goes; and the paths that have to wait even then,
+            and why: a few large files, and those for which there are no inodes.
 
         Raises:
             GuardTripped: more would have to wait than a few.
         """
+        coming = [step for step in transitions if needs_content(step)]
+        left = files_on(self._root.fd) or sys.maxsize  # some disks say that there are none, and take files
+        left -= RESERVE_FILES + sum(map(makes, transitions)) - len(coming)
+        waiting = {step.path: _FEW_FILES for step in coming[max(0, left) :]}
+        if waiting:
+            coming = [step for step in coming if step.path not in waiting]
         disk = os.fstatvfs(self._root.fd)
         stays = self._reserve.lent + min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
         room = max(0, disk.f_bavail * disk.f_frsize - stays)
-        coming = [step for step in transitions if needs_content(step)]
         if not coming or (needed := sum(step.wanted.size + ENTRY_BYTES for step in coming)) <= room:
-            return False, {}
+            return False, waiting
         sizes = {step.path: step.wanted.size + ENTRY_BYTES for step in coming}
         most = room + self._stage.size()  # what a run that died has left counts: it is used, or removed
-        waiting = too_large(sizes, most)
-        if waiting is None:
+        large = too_large(sizes, most)
+        if large is None:
             largest = os.fsdecode(max(sizes, key=sizes.__getitem__))
             raise GuardTripped(
                 f"{os.fsdecode(self._path)} has room for {size_of(most)}, and {size_of(needed)} are needed."
                 f" Nothing was changed: make room there{self._by_gc(needed - most)} and sync again, or leave"
                 f" out what is large (--max-size, --exclude), as {printable(largest)} is"
             )
-        needed -= sum(map(sizes.__getitem__, waiting))
+        needed -= sum(map(sizes.__getitem__, large))
         rest = most - needed
-        return needed > room, {
+        return needed > room, waiting | {
             path: f"there is no room for it: it takes {size_of(sizes[path])}, and beside all else that comes"
             f" {size_of(rest)} are left; make room there{self._by_gc(sizes[path] - rest)}, or leave it out"
             " (--max-size)"
-            for path in waiting
+            for path in large
         }
 
     def _by_gc(self, lacking: int) -> str:
@@ -814,6 +825,8 @@ class LocalReplica:
             expected = before[0] if before else None
             yield change.path, action_of(Transition(change.path, expected, change.entry))
 
+
+_FEW_FILES = "its disk has too few inodes left: delete files there, or leave some out (--exclude)"
 
 _ANEW = (
     "had lost its manifest, or that was damaged; it has been made anew: what a peer has, or once had, is"

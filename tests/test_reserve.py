@@ -50,6 +50,24 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.fixture
+def few_files(tmp_path: Path) -> Iterator[Path]:
+    """A disk that can hold 300 files."""
+    place = tmp_path / "few"
+    place.mkdir()
+    if not mount("-t", "tmpfs", "-o", "size=40m,nr_inodes=300", "none", place):
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def take_files(disk: Path, left: int = 0) -> None:
+    """Have another program leave so many files that can be made."""
+    (disk / "others").mkdir()
+    for number in range(os.statvfs(disk).f_favail - left):
+        (disk / "others" / str(number)).touch()
+
+
 def free(disk: Path) -> int:
     found = os.statvfs(disk)
     return found.f_bavail * found.f_frsize
@@ -364,3 +382,58 @@ def test_who_writes_while_the_disk_fills_is_told_of_it_and_does_not_die(disk: Pa
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         (disk / "filler").unlink()
+
+
+def test_files_for_which_a_disk_has_no_inodes_wait_and_what_is_deleted_goes(
+    tmp_path: Path, few_files: Path
+) -> None:
+    here = replica(
+        tmp_path / "here", {f"{folder}/{name}": f"{folder}{name}" for folder in "abc" for name in range(120)}
+    )
+    there = few_files / "there"
+    ran = p2psync(here, "sync", "--create", there, code=1)
+    assert f"{there}: c/99 failed: its disk has too few inodes left" in ran.err
+    shutil.rmtree(here / "a")
+    ran = p2psync(here, "sync", there, code=1)
+    assert "inodes" in ran.err and not (there / "a").exists()
+    for command in ("status", "log", "fsck"):
+        p2psync(there, command)
+    shutil.rmtree(here / "b")
+    p2psync(here, "sync", "--max-delete", "100%", there, code=None)
+    p2psync(there, "gc", "--days", "0")
+    shutil.rmtree(there / ".p2psync" / "history")
+    p2psync(here, "sync", there)
+    assert_same(here, there)
+
+
+def test_where_others_took_all_inodes_what_is_deleted_goes_and_the_rest_is_told_of(
+    tmp_path: Path, few_files: Path
+) -> None:
+    here = replica(tmp_path / "here", {"d/f": "1", "d/g": "1", "h": "1"})
+    there = few_files / "there"
+    p2psync(here, "sync", "--create", there)
+    take_files(few_files)
+    p2psync(there, "status")
+    shutil.rmtree(here / "d")
+    write(here / "new", "2")
+    assert "new failed: its disk has too few inodes left" in p2psync(here, "sync", there, code=1).err
+    assert set(snapshot(there)) == {b"h"}
+    shutil.rmtree(few_files / "others")
+    p2psync(here, "sync", there)
+    assert_same(here, there)
+
+
+def test_where_others_took_the_inodes_of_the_reserve_too_that_is_told(
+    tmp_path: Path, few_files: Path
+) -> None:
+    here = replica(tmp_path / "here", {"f": "1"})
+    there = few_files / "there"
+    p2psync(here, "sync", "--create", there)
+    shutil.rmtree(there / ".p2psync" / "reserve")
+    take_files(few_files)
+    write(here / "g", "1")
+    assert f"there are no inodes left on the disk of {there}" in p2psync(here, "sync", there, code=3).err
+    p2psync(there, "status")
+    shutil.rmtree(few_files / "others")
+    p2psync(here, "sync", there)
+    assert_same(here, there)
