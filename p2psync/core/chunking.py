@@ -28,6 +28,8 @@ MOST_BASES = 4
 """Files that contents are looked for in."""
 MOST_TIMES = 4
 """A base is no larger than so many times what is made of it: all of it is read, and its chunks are told."""
+MOST_HELD = 1 << 18
+"""Chunks of such files that are looked at: of each some 150 bytes are kept meanwhile."""
 _SAMPLE = 8
 """One of so many chunks is looked up to find files that are alike."""
 _WINDOWS = 4
@@ -66,24 +68,34 @@ class Place(NamedTuple):
 
 
 class Index:
-    """Finds chunks in files that the other side holds."""
+    """Finds chunks in files that the other side holds, by numbers: those of a file follow one another."""
 
     def __init__(self, sources: Sequence[Chunks]) -> None:
-        """Take how these files are cut."""
-        self._first: dict[bytes, Place] = {}
-        self._at: dict[Place, bytes] = {}
-        for number, chunks in enumerate(sources):
+        """Take how these files are cut, the first ones if that is very much."""
+        self._hashes = bytearray()
+        self._offsets = array("Q")
+        self._starts: list[int] = []
+        """Of each file, the number of its first chunk."""
+        self._first: dict[bytes, int] = {}
+        for chunks in sources:
+            self._starts.append(len(self._offsets))
             offset = 0
-            for index, length in enumerate(chunks.lengths):
+            for index, length in enumerate(chunks.lengths[: MOST_HELD - len(self._offsets)]):
                 value = chunks.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES]
-                place = Place(number, offset)
-                self._first.setdefault(value, place)
-                self._at[place] = value
+                self._first.setdefault(value, len(self._offsets))
+                self._offsets.append(offset)
+                self._hashes += value
                 offset += length
 
-    def find(self, value: bytes, following: Place) -> Place | None:
-        """Return where a chunk with this hash is, `following` if it is there; None: nowhere."""
-        return following if self._at.get(following) == value else self._first.get(value)
+    def find(self, value: bytes, following: int) -> int | None:
+        """Return the number of a chunk with this hash, `following` if that is one; None: there is none."""
+        is_there = self._hashes[following * HASH_BYTES : (following + 1) * HASH_BYTES] == value
+        return following if is_there else self._first.get(value)
+
+    def place(self, number: int) -> Place:
+        """Return where a chunk is."""
+        source = bisect(self._starts, number) - 1
+        return Place(source, self._offsets[number])
 
 
 class Part(NamedTuple):
@@ -106,11 +118,12 @@ def parts(chunks: Iterable[tuple[memoryview, bytes]], index: Index, most: int) -
     """
     data: list[memoryview] = []
     length = 0
-    run, size = Place(0, 0), 0
+    run, size, number = Place(0, 0), 0, -1
     for chunk, value in chunks:
-        following = Place(run.source, run.offset + size)
-        place = index.find(value, following)
-        if size and (place != following or size >= _RUN_BYTES):
+        found = index.find(value, number + 1)
+        place = index.place(found) if found is not None else None
+        number = number + 1 if found is None else found  # what was replaced is mostly as many chunks
+        if size and (place != (run.source, run.offset + size) or size >= _RUN_BYTES):
             yield Part(b"", *run, size)
             size = 0
         if place is None:

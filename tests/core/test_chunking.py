@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from xxhash import xxh3_64_digest
 
+from p2psync.core import chunking
 from p2psync.core.chunking import (
     HASH_BYTES,
     WORTH_BYTES,
@@ -203,3 +204,11 @@ def test_not_more_than_a_few_files_are_looked_into() -> None:
     many = [going(b"d/%d" % number, LARGE + b"%d" % number) for number in range(9)]
     found = likely_bases([*many, Transition(b"d/new", None, file(LARGE))])
     assert found == {digest(LARGE): [digest(LARGE + b"%d" % number) for number in range(4)]}
+
+
+def test_of_very_many_chunks_that_are_held_the_first_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunking, "MOST_HELD", 3)
+    held = index([b"a", b"b"], [b"c", b"d"])
+    wanted = [held.find(value, -1) for _, value in cut([b"a", b"b", b"c", b"d"])]
+    assert wanted == [0, 1, 2, None]
+    assert held.place(2) == (1, 0)
