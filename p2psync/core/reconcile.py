@@ -190,11 +190,12 @@ class _Judge:
         """Take a version that has seen the other.
 
         But who lost a conflict may not know yet that the path holds the winner now, and save over it what was
-        open in an editor: the winner is set aside then, once.
+        open in an editor: the winner is set aside then, once. No editor saves over a folder.
         """
         contest = self.facts.contests.get(self.path)
         unaware = contest is not None and contest == (older.version, by_us)
-        if unaware and newer.alive and not newer.same_bytes(older):
+        displaces = newer.alive and older.kind is not Kind.DIRECTORY and not newer.same_bytes(older)
+        if unaware and displaces:
             return self._decide(newer, older, newer, (older,), Resolution.OVERTAKEN)
         return Verdict(newer)
 

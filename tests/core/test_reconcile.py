@@ -811,6 +811,15 @@ def test_only_who_lost_is_taken_to_save_over_the_winner_unaware(ours_is_newer: b
     assert final[b"f"].same_bytes(newer)
 
 
+@pytest.mark.parametrize("lost_here", [True, False])
+def test_a_folder_that_won_and_is_replaced_is_not_set_aside_as_an_empty_one(lost_here: bool) -> None:
+    winner, newer = leaf("f/", {ONE: 1, OTHER: 1}), leaf("f=c", {ONE: 1, OTHER: 2})
+    facts = pair_of(newer, winner) if lost_here else pair_of(winner, newer)
+    facts.contests = {b"f": Contest(winner.version, lost_here)}
+    assert outcome(facts).keys() == {b"f"}
+    assert settle(facts).conflicts == []
+
+
 def test_a_winner_that_was_edited_since_is_no_winner_any_more() -> None:
     facts = pair_of(leaf("f=c", {ONE: 2, OTHER: 1}), leaf("f=b", {ONE: 1, OTHER: 1}))
     facts.contests = {b"f": Contest(Version({ONE: 1}), True)}
