@@ -200,4 +200,4 @@ class Conflict(NamedTuple):
     @property
     def open(self) -> bool:
         """Is there something for a person to look at?"""
-        return self.resolution in (Resolution.SET_ASIDE, Resolution.SKIPPED)
+        return self.resolution in (Resolution.SET_ASIDE, Resolution.OVERTAKEN, Resolution.SKIPPED)

@@ -134,7 +134,7 @@ def reconcile(
             verdicts[path] = verdict
     _keep_directories(verdicts, facts.pairs, stamp)
     if prefer is Prefer.SKIP:
-        _skip_conflicts(verdicts, facts.pairs, plan)
+        _skip_conflicts(verdicts, plan)
     after = _set_losers_aside(verdicts, facts.pairs, stamp, plan)
     for path in sorted(verdicts):
         verdict = verdicts[path]
@@ -147,7 +147,7 @@ def reconcile(
     return plan
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Judge:
     """Judges one path; a value only to keep what all its rules need within reach."""
 
@@ -226,9 +226,10 @@ class _Judge:
         return self._meet(ours, theirs, newest_base(bases, ours, theirs))
 
     def _meet(self, ours: Entry, theirs: Entry, base: Entry | None) -> Verdict:
-        if self.prefer is Prefer.BOTH:
-            self.prefer = self.policy(self.path) or self.prefer
-        winner, loser = self._rank(ours, theirs)
+        prefer = self.prefer
+        if prefer is Prefer.BOTH:
+            prefer = self.policy(self.path) or prefer
+        winner, loser = _rank(ours, theirs, prefer)
         mode = _merge_modes(ours, theirs, base) if base else winner.mode
         if ours.same_bytes(theirs) or (base and loser.same_bytes(base)):
             return self._decide(ours, theirs, replace(winner, mode=mode))
@@ -239,22 +240,9 @@ class _Judge:
             mtime = max(ours.mtime_ns, theirs.mtime_ns)
             final = replace(winner, digest=text.digest, size=text.size, mode=mode, mtime_ns=mtime)
             return self._decide(ours, theirs, final, (), Resolution.MERGED)
-        if self.prefer in (Prefer.BOTH, Prefer.SKIP):
+        if prefer in (Prefer.BOTH, Prefer.SKIP):
             return self._decide(ours, theirs, winner, (loser,), Resolution.SET_ASIDE)
         return self._decide(ours, theirs, winner, (), Resolution.DISPLACED)
-
-    def _rank(self, ours: Entry, theirs: Entry) -> tuple[Entry, Entry]:
-        """Return the winner and the loser."""
-        match self.prefer:
-            case Prefer.LOCAL:
-                return ours, theirs
-            case Prefer.PEER:
-                return theirs, ours
-            case Prefer.NEWEST:
-                newest_first = sorted((theirs, ours), key=_newest, reverse=True)
-            case _:
-                newest_first = sorted((theirs, ours), key=_weight, reverse=True)
-        return newest_first[0], newest_first[1]
 
     def _merged_text(self, ours: Entry, theirs: Entry, base: Entry | None) -> Text | None:
         if base is None or any(
@@ -300,6 +288,20 @@ def newest_base(candidates: Sequence[Entry], ours: Entry, theirs: Entry) -> Entr
     common = [base for base in candidates if base.version <= ours.version and base.version <= theirs.version]
     newest = max(common, key=_weight, default=None)
     return newest if newest is not None and newest.kind is ours.kind is theirs.kind else None
+
+
+def _rank(ours: Entry, theirs: Entry, prefer: Prefer) -> tuple[Entry, Entry]:
+    """Return the winner and the loser."""
+    match prefer:
+        case Prefer.LOCAL:
+            return ours, theirs
+        case Prefer.PEER:
+            return theirs, ours
+        case Prefer.NEWEST:
+            newest_first = sorted((theirs, ours), key=_newest, reverse=True)
+        case _:
+            newest_first = sorted((theirs, ours), key=_weight, reverse=True)
+    return newest_first[0], newest_first[1]
 
 
 def _weight(entry: Entry) -> tuple[int, int, Digest, int, int, bytes]:
@@ -366,7 +368,7 @@ def _as_directory(verdict: Verdict, pair: Pair, stamp: Stamp) -> Verdict:
     return Verdict(final, losers, Resolution.SET_ASIDE, decided=True)
 
 
-def _skip_conflicts(verdicts: dict[bytes, Verdict], pairs: Mapping[bytes, Pair], plan: Plan) -> None:
+def _skip_conflicts(verdicts: dict[bytes, Verdict], plan: Plan) -> None:
     """Leave conflicts as they are on both sides, with all that lies below them."""
     skipped = {path for path, verdict in verdicts.items() if verdict.losers}
     for path in sorted(verdicts):
@@ -382,11 +384,13 @@ def _set_losers_aside(
     """Add a conflict copy for every loser; return the copies that have to exist before each path changes."""
     after: dict[bytes, tuple[bytes, ...]] = {}
     for path, verdict in sorted(verdicts.items()):
+        if verdict.resolution is None:  # whoever has losers has one
+            continue
         for loser in verdict.losers:
             copy = _find_copy(path, loser, verdicts, pairs, stamp, plan.questions)
             after[path] = (*after.get(path, ()), copy)
-            plan.conflicts.append(Conflict(path, Resolution.SET_ASIDE, copy))
-        if verdict.resolution and not verdict.losers:
+            plan.conflicts.append(Conflict(path, verdict.resolution, copy))
+        if not verdict.losers:
             plan.conflicts.append(Conflict(path, verdict.resolution))
     return after
 

@@ -809,6 +809,11 @@ def test_only_who_lost_is_taken_to_save_over_the_winner_unaware(ours_is_newer: b
     final = outcome(facts)
     assert len(final) == (2 if ours_is_newer == lost_here else 1)
     assert final[b"f"].same_bytes(newer)
+    plan = settle(facts)
+    told = {(conflict.path, conflict.resolution) for conflict in plan.conflicts}
+    steps = {(step.path, step.resolution) for step in plan.ours + plan.theirs if step.resolution}
+    assert told == steps <= {(b"f", Resolution.OVERTAKEN)}
+    assert all(conflict.open for conflict in plan.conflicts)
 
 
 @pytest.mark.parametrize("lost_here", [True, False])
