@@ -244,13 +244,19 @@ class _Check:
 
     def _rules(self, folder: bytes) -> Ignore | None:
         """Return the rules in a folder, or that would be, were it there; None: no scan looks into it."""
-        if folder in self._unread:
-            return None
-        rules = self._scan.ignores.get(folder)
-        if rules is None and folder:
-            above, name = split(folder)
-            view = self._rules(above)
-            rules = None if view is None or view.matches(name, True) else view.below(name)
+        rules = None
+        names = []
+        for place in (folder, *ancestors(folder), b""):
+            if place in self._unread:
+                return None
+            rules = self._scan.ignores.get(place)
+            if rules is not None:
+                break
+            names.append(split(place)[1])
+        for name in reversed(names):
+            if rules is None or rules.matches(name, True):
+                return None
+            rules = rules.below(name)
         return rules
 
     def _is_known_file(self, path: bytes, entry: Entry) -> bool:

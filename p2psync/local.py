@@ -38,7 +38,7 @@ from p2psync.core.model import (
     needs_content,
 )
 from p2psync.core.order import moves
-from p2psync.core.paths import SIDECAR, join, printable, split
+from p2psync.core.paths import SIDECAR, ancestors, join, printable, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
     Applied,
@@ -509,12 +509,17 @@ class LocalReplica:
         known: dict[bytes, bool] = {}
 
         def is_ours(folder: bytes) -> bool:
-            if folder not in known:
-                try:
-                    st = os.fstat(self._root.directory(folder))
-                    known[folder] = st.st_dev == device and os.geteuid() in (0, st.st_uid)
-                except OSError:  # it comes with this run, into one that is there
-                    known[folder] = bool(folder) and is_ours(split(folder)[0])
+            """A folder that is not there comes with this run, into one that is."""
+            met = []
+            for place in (folder, *ancestors(folder), b""):
+                if place in known:
+                    break
+                met.append(place)
+                with contextlib.suppress(OSError):
+                    st = os.fstat(self._root.directory(place))
+                    known[place] = st.st_dev == device and os.geteuid() in (0, st.st_uid)
+                    break
+            known.update(dict.fromkeys(met, known.get(place, False)))
             return known[folder]
 
         return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}

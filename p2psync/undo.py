@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from xxhash import xxh3_128_digest
 
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition, needs_content
-from p2psync.core.paths import ancestors, join, printable, shown
+from p2psync.core.paths import folders_of, join, printable, shown
 from p2psync.core.replica import More, Name, Piece
 from p2psync.core.revert import Changed, Present, differs, revert
 from p2psync.disk import write_all
@@ -296,7 +296,7 @@ class _Work:
 
 def _present(replica: LocalReplica, paths: Iterable[bytes]) -> Present:
     """Return all that `revert` has to know of what is there now."""
-    above = {folder for path in paths for folder in ancestors(path)}
+    above = folders_of(paths)
     names = sorted(above.union(paths))
     entries = dict(zip(names, replica.lookup([Name(name, False) for name in names]).entries, strict=True))
     children: dict[bytes, list[bytes]] = {}

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from p2psync.core.paths import MAX_NAME, MAX_PATH
 from p2psync.core.replica import Name, Scanned
 from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.disk import Root, hash_file
+from p2psync.fsck import fsck
 from p2psync.manifest import Manifest
+from p2psync.progress import Silent
 from tests.support import (
     OLD_NS,
     Link,
@@ -655,6 +658,37 @@ def test_a_tree_deeper_than_any_path_is_scanned_and_synced(
         assert scanned(other).keys() == found.keys()
     finally:
         remove_deep(other, "dd")
+
+
+@pytest.fixture
+def few_calls() -> Iterator[int]:
+    """How deep calls may be."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(300)
+    yield 300
+    sys.setrecursionlimit(limit)
+
+
+def test_a_chain_of_folders_that_is_deeper_than_calls_may_be_is_moved(
+    root: Path, tmp_path: Path, few_calls: int
+) -> None:
+    last = make_deep(root, "dd", few_calls)
+    os.write(fd := os.open("f", os.O_CREAT | os.O_WRONLY, 0o644, dir_fd=last), b"moved")
+    os.close(fd)
+    os.close(last)
+    other = new_replica(tmp_path / "other")
+    try:
+        assert sync(root, other).in_step
+        (root / "dd").rename(root / "ee")
+        assert sync(root, other).in_step
+        assert os.listdir(other / "ee") == ["dd"]
+        with opened(other) as replica:
+            assert fsck(os.fsencode(other), replica, None, False, Silent()).findings == []
+    finally:
+        for tree in (root, other):
+            if (tree / "ee").exists():
+                (tree / "ee").rename(tree / "dd")
+            remove_deep(tree, "dd")
 
 
 def test_what_lies_deeper_than_any_peer_would_believe_is_told_and_left_alone(root: Path) -> None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from p2psync.core.ignore import Ignore, views
 from p2psync.core.model import Action, Entry, Kind, Transition, action_of
-from p2psync.core.paths import ancestors, is_within
+from p2psync.core.paths import ancestors, folders_of, is_within
 from p2psync.core.reconcile import Plan
 
 
@@ -159,8 +159,7 @@ def _held_up(steps: Mapping[bytes, list[Transition]], out: Collection[bytes]) ->
     A folder that goes, or becomes a file, while something in it stays; and what is in a folder that is to
     take the place of a file that stays.
     """
-    above = {folder for path in out for folder in ancestors(path)}
-    held = {path for path in above & steps.keys() if any(map(_takes_folder, steps[path]))}
+    held = {path for path in folders_of(out) & steps.keys() if any(map(_takes_folder, steps[path]))}
     files = {path for path in out if any(map(_displaces_file, steps.get(path, ())))}
     if files:
         held |= {path for path in steps if not files.isdisjoint(ancestors(path))}
@@ -180,12 +179,9 @@ def _displaces_file(step: Transition) -> bool:
 
 def _ways(steps: Mapping[bytes, list[Transition]], out: set[bytes]) -> set[bytes]:
     """Return the new folders that were left out, but in which something comes."""
-    needed = {
-        folder
-        for path, both in steps.items()
-        if path not in out and any(step.wanted.alive for step in both)
-        for folder in ancestors(path)
-    }
+    needed = folders_of(
+        path for path, both in steps.items() if path not in out and any(step.wanted.alive for step in both)
+    )
     return {path for path in needed & out if all(map(_is_new, steps.get(path, ())))}
 
 

@@ -5,12 +5,12 @@ Also which of them are moves: a file that goes away here is what is to be made t
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 
 from p2psync.core.model import Digest, Kind, Transition
-from p2psync.core.paths import ancestors, split
+from p2psync.core.paths import folders_of, split
 
 _PATH = attrgetter("path")
 
@@ -56,14 +56,17 @@ def whole_folders(transitions: Iterable[Transition]) -> dict[bytes, list[Transit
         for step in steps
         if not _stays(step) and step.expected is not None and step.expected.kind is Kind.DIRECTORY
     }
-    for step in steps if folders else ():
-        if _stays(step):
-            folders.difference_update(ancestors(step.path))
+    if not folders:
+        return {}
+    folders -= folders_of(step.path for step in steps if _stays(step))
+    tops: dict[bytes, bytes] = {}
+    for folder in sorted(folders):  # parents before children
+        tops[folder] = tops.get(split(folder)[0], folder)
     found: dict[bytes, list[Transition]] = {}
-    for step in steps if folders else ():
-        inside = [folder for folder in (*ancestors(step.path), step.path) if folder in folders]
-        if inside and step.expected is not None and step.expected.alive:
-            found.setdefault(min(inside, key=len), []).append(step)
+    for step in steps:
+        top = tops.get(step.path) or tops.get(split(step.path)[0])
+        if top and step.expected is not None and step.expected.alive:
+            found.setdefault(top, []).append(step)
     return {top: below for top, below in found.items() if len(below) >= WHOLE_FOLDER}
 
 
@@ -117,7 +120,7 @@ def moved_folders(transitions: Iterable[Transition], moves: Mapping[bytes, bytes
     steps = list(transitions) if moves else []
     copies = {path for step in steps for path in step.after}
     made = {step.path: step for step in steps if step.wanted.alive and step.path not in copies}
-    inside = Counter(folder for path in made for folder in ancestors(path))
+    paths = sorted(made)
     places = {old: new for new, old in moves.items()}
     found: dict[bytes, list[Move]] = {}
     for old, gone in whole_folders(steps).items():
@@ -129,7 +132,8 @@ def moved_folders(transitions: Iterable[Transition], moves: Mapping[bytes, bytes
         together = [
             (step, step_there) for step, step_there in pairs if step_there and _is_move(step, step_there)
         ]
-        if len(together) == len(gone) == inside[new] + 1:
+        inside = bisect_left(paths, new + b"0") - bisect_left(paths, new + b"/")  # 0 follows /
+        if len(together) == len(gone) == inside + 1:
             found[new] = sorted(together, key=lambda move: move[0].path)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain, count
 from typing import TYPE_CHECKING
@@ -46,6 +46,17 @@ def ancestors(path: bytes) -> Iterator[bytes]:
     while end > 0:
         yield path[:end]
         end = path.rfind(b"/", 0, end)
+
+
+def folders_of(paths: Iterable[bytes]) -> set[bytes]:
+    """Return all directories that hold any of `paths`, without the root."""
+    found: set[bytes] = set()
+    for path in paths:
+        for folder in ancestors(path):
+            if folder in found:
+                break
+            found.add(folder)
+    return found
 
 
 def is_within(path: bytes, folder: bytes) -> bool:

@@ -27,7 +27,7 @@ from p2psync.core.model import (
     Resolution,
     Transition,
 )
-from p2psync.core.paths import ancestors, conflict_names
+from p2psync.core.paths import ancestors, conflict_names, folders_of
 from p2psync.core.vector import NOTHING, Stamp, Version
 
 
@@ -345,13 +345,7 @@ def _keep_directories(verdicts: dict[bytes, Verdict], pairs: Mapping[bytes, Pair
 
     Where a path holds something living, one side has a directory there now: the other has nothing below it.
     """
-    needed: set[bytes] = set()
-    for path, verdict in verdicts.items():
-        if verdict.final.alive:
-            for ancestor in ancestors(path):
-                if ancestor in needed:
-                    break
-                needed.add(ancestor)
+    needed = folders_of(path for path, verdict in verdicts.items() if verdict.final.alive)
     for path in needed & verdicts.keys():
         verdict = verdicts[path]
         if verdict.final.kind is not Kind.DIRECTORY:

@@ -16,6 +16,7 @@ from p2psync.core.paths import (
     ancestors,
     check,
     conflict_names,
+    folders_of,
     is_conflict_copy,
     is_reserved,
     join,
@@ -37,6 +38,11 @@ def test_split_undoes_join(directory: bytes, name: bytes) -> None:
 def test_ancestors_are_the_folders_on_the_way_nearest_first(names: list[bytes]) -> None:
     found = list(ancestors(b"/".join(names)))
     assert found == [b"/".join(names[:length]) for length in range(len(names) - 1, 0, -1)]
+
+
+@given(st.lists(FOLDERS))
+def test_the_folders_of_paths_are_all_that_hold_any_of_them(paths: list[bytes]) -> None:
+    assert folders_of(paths) == {folder for path in paths for folder in ancestors(path)}
 
 
 # -- what may travel
