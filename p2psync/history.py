@@ -32,10 +32,16 @@ class History:
     """The history in one sidecar."""
 
     def __init__(self, sidecar: int) -> None:
-        """Use the sidecar directory open as `sidecar`."""
+        """Use the sidecar directory open as `sidecar`.
+
+        Raises:
+            OSError: what should be the history is no folder.
+        """
         self._sidecar = Root(os.dup(sidecar), make=True)
         self._reader = Root(os.dup(sidecar))
         self._run = b""
+        with contextlib.suppress(FileNotFoundError):
+            self._reader.directory(b"history")
 
     def close(self) -> None:
         """Close all descriptors."""

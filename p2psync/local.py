@@ -62,12 +62,12 @@ from p2psync.core.vector import MAX_AHEAD_SECONDS, NOTHING, ReplicaId, Stamp
 from p2psync.database import no_room
 from p2psync.disk import (
     OPEN_DIRECTORY,
-    OPEN_FILE,
     Root,
     begin_sync,
     exists,
     files_on,
     is_open,
+    open_file,
     rename_new,
 )
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
@@ -187,12 +187,7 @@ class LocalReplica:
         self._path = root
         self._close = contextlib.ExitStack()
         try:
-            self._root = Root.open(root)
-            self._close.callback(self._root.close)
-            sidecar = os.open(SIDECAR, OPEN_DIRECTORY, dir_fd=self._root.fd)
-            self._close.callback(os.close, sidecar)
-            if not is_sidecar(os.path.join(root, SIDECAR)):
-                raise FileNotFoundError
+            sidecar = self._open_sidecar(shown)
             self._is_read_only = bool(os.fstatvfs(sidecar).f_flag & os.ST_RDONLY)
             lock = lock and not self._is_read_only
             self._reserve = Reserve(sidecar)
@@ -233,14 +228,11 @@ class LocalReplica:
             )
             if lock:
                 self._settle(sidecar)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            self._close.close()
-            raise NotAReplica(f"{shown} is not a replica: `p2psync init {shown}` makes it one") from error
         except OSError as error:
             self._close.close()
             if error.errno == errno.ENOSPC:
                 raise no_room(_manifest_of(root)) from error
-            raise ReplicaError(f"cannot open the replica {shown}: {error.strerror}") from error
+            raise ReplicaError(f"cannot open the replica {shown}: {_what_is_wrong(error)}") from error
         except BaseException:
             self._close.close()
             raise
@@ -264,6 +256,26 @@ class LocalReplica:
         """The root of the other side, if that is on this machine."""
         self._run = 0
         """The sequence number of what was applied last, until it is acknowledged."""
+
+    def _open_sidecar(self, shown: str) -> int:
+        """Open the root, and return a descriptor of the sidecar.
+
+        Raises:
+            NotAReplica: there is none.
+            ReplicaError: it cannot be opened.
+        """
+        try:
+            self._root = Root.open(self._path)
+            self._close.callback(self._root.close)
+            sidecar = os.open(SIDECAR, OPEN_DIRECTORY, dir_fd=self._root.fd)
+            self._close.callback(os.close, sidecar)
+            if not is_sidecar(os.path.join(self._path, SIDECAR)):
+                raise FileNotFoundError
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotAReplica(f"{shown} is not a replica: `p2psync init {shown}` makes it one") from error
+        except OSError as error:
+            raise ReplicaError(f"cannot open the replica {shown}: {error.strerror}") from error
+        return sidecar
 
     def _settle(self, sidecar: int) -> None:
         """Become another replica if this sidecar is a copy, or was put back from one.
@@ -405,11 +417,13 @@ class LocalReplica:
     def _exclude(self) -> bytes:
         """Return the text of the ignore file that is not shared."""
         try:
-            fd = os.open("ignore", OPEN_FILE, dir_fd=self._sidecar)
+            with open(open_file(b"ignore", self._sidecar), "rb") as file:
+                return file.read()
         except FileNotFoundError:
             return b""
-        with open(fd, "rb") as file:
-            return file.read()
+        except OSError as error:
+            own = os.path.join(os.fsdecode(self._path), os.fsdecode(SIDECAR), "ignore")
+            raise ReplicaError(f"cannot read {own}: {error.strerror}") from error
 
     def _is_ignored(self, name: Name) -> bool:
         """Do the rules, as the last scan found them, leave this path out?"""
@@ -829,6 +843,16 @@ class LocalReplica:
             before = self._manifest.bases(change.path)[-1:]
             expected = before[0] if before else None
             yield change.path, action_of(Transition(change.path, expected, change.entry))
+
+
+def _what_is_wrong(error: OSError) -> str:
+    """Return why a sidecar could not be used, by the name of what is in it."""
+    if not isinstance(error.filename, bytes | str):
+        return error.strerror or str(error)
+    name = os.fsdecode(os.path.join(SIDECAR, os.path.basename(os.fsencode(error.filename))))
+    if isinstance(error, NotADirectoryError):
+        return f"{name} is no folder; remove it, and it is made anew"
+    return f"{name}: {error.strerror}"
 
 
 _FEW_FILES = "its disk has too few inodes left: delete files there, or leave some out (--exclude)"

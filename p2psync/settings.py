@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -210,6 +211,8 @@ def read(file: str) -> dict[str, Any]:
         SettingsError: it cannot be read, or is no TOML.
     """
     try:
+        if stat.S_ISFIFO(os.stat(file).st_mode):
+            raise SettingsError(f"cannot read {file}: it is a fifo, and who opens it waits for ever")
         with open(file, "rb") as source:
             return tomllib.load(source)
     except FileNotFoundError:

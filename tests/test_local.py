@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,32 @@ def test_what_is_no_replica_is_said_to_be_none(tmp_path: Path, root: str) -> Non
     make_tree(tmp_path, {b"file": b"1", b"folder": None})
     with pytest.raises(NotAReplica, match="p2psync init"):
         LocalReplica(os.fsencode(tmp_path / root))
+
+
+@pytest.mark.parametrize("name", ["stage", "chunks", "history"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_folder_of_the_sidecar_that_is_none_is_named(tmp_path: Path, name: str, kind: str) -> None:
+    root = new_replica(tmp_path / "root")
+    place = root / ".p2psync" / name
+    if place.exists():
+        place.rmdir()
+    place.write_bytes(b"") if kind == "file" else place.symlink_to(tmp_path)
+    with pytest.raises(ReplicaError, match=rf"cannot open .*root: \.p2psync/{name} is no folder") as raised:
+        LocalReplica(os.fsencode(root))
+    assert type(raised.value) is ReplicaError
+    place.unlink()
+    LocalReplica(os.fsencode(root)).close()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_an_ignore_file_that_is_none_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    root = new_replica(tmp_path / "root")
+    make(root / ".p2psync/ignore")
+    with (
+        opened(root) as replica,
+        pytest.raises(ReplicaError, match=r"cannot read .*root/\.p2psync/ignore: "),
+    ):
+        replica.scan(keep=True)
 
 
 @not_as_root

@@ -31,6 +31,12 @@ def of_user(root: Path) -> dict[str, str]:
     return {"XDG_CONFIG_HOME": str(root.parent / "user")}
 
 
+def test_settings_that_are_a_fifo_are_named_and_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / ".p2psync/config.toml")
+    told = p2psync(root, "status", code=3).err
+    assert "config.toml: it is a fifo" in told
+
+
 def test_the_replica_counts_before_the_user_and_the_environment_before_both(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
