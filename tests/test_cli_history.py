@@ -466,6 +466,8 @@ ERRORS: dict[str, tuple[list[str], int, str]] = {
     "restore of a run without that path": (["restore", "same@RUN"], 3, "nothing away at same"),
     "restore over a file": (["restore", "bin", "--to", "same"], 3, "same is there already: name a file"),
     "restore into no folder": (["restore", "bin", "--to", "no/x"], 3, "cannot write no/x: No such file"),
+    "restore into the sidecar": (["restore", "bin", "--to", ".p2psync/x"], 3, ".p2psync/x lies in .p2psync"),
+    "restore as the sidecar": (["restore", "bin", "--to", ".p2psync", "-n"], 3, "lies in .p2psync"),
     "restore of a folder to a file": (["restore", "gone", "--to", "x"], 3, "gone was a folder then"),
     "undo of an unknown run": (["undo", "yesterday"], 3, "no run yesterday; `p2psync log`"),
     "undo of two runs": (["undo", "RUN", "RUN"], 2, "RUN"),

@@ -22,6 +22,7 @@ from p2psync.cli.options import (
     inside,
     is_terminal,
     own,
+    refuse_sidecar,
 )
 from p2psync.errors import Exit
 
@@ -107,6 +108,7 @@ def restore(context: click.Context, version: bytes, to: str | None, dry_run: boo
     place = inside(root, path)
     with own(root) as replica:
         if to is not None:
+            refuse_sidecar(to)
             entry = undo.past(replica, place, run)
             if not dry_run:
                 undo.write_copy(replica, entry, to)

@@ -296,6 +296,22 @@ def inside(root: bytes, path: bytes) -> bytes:
     return inside
 
 
+def refuse_sidecar(target: str) -> None:
+    """Refuse to write to a path that lies in a sidecar.
+
+    Raises:
+        ReplicaError: it does.
+    """
+    from p2psync.core.paths import is_reserved, shown
+    from p2psync.errors import ReplicaError
+
+    folder, name = os.path.split(os.path.abspath(os.fsencode(target)))
+    if any(map(is_reserved, (*os.path.realpath(folder).split(b"/"), name))):
+        raise ReplicaError(
+            f"{shown(os.fsencode(target))} lies in .p2psync, where nothing is put by hand: name another place"
+        )
+
+
 def own(root: bytes, waits: bool = True) -> AbstractContextManager[LocalReplica]:
     """Open the replica for a command that changes it; `waits` a little for another run to finish."""
     from p2psync.run import open_when_free
