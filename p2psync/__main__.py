@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -10,6 +11,8 @@ from typing import NoReturn
 
 FAILED, INTERRUPTED = 3, 130
 """As in `errors.Exit`, which is not loaded yet."""
+FILES = 256
+"""So many may have to be open at once, where folders are nested very deeply. It is what macOS allows."""
 UNREAD = 128 + signal.SIGPIPE
 """What a shell tells of a command that ended since nobody read on, like `| head -1`."""
 
@@ -23,6 +26,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, interrupt)
     try:
         _open_standard_streams()
+        _allow_files()
         from p2psync.cli import main as command_line
 
         _exit(command_line())
@@ -57,6 +61,17 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _allow_files() -> None:
+    """Have the system allow as many open files as are needed, or end: SQLite would not say what it lacks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < FILES:
+        why = f"no more than {hard} files may be open here at once, and p2psync needs {FILES} (`ulimit -n`)"
+        os.write(2, f"p2psync: error: {why}\n".encode())
+        os._exit(FAILED)
+    if 0 <= soft < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
 
 
 class _Interrupt:

@@ -55,6 +55,18 @@ def test_a_wrong_option_is_wrong_usage(tmp_path: Path, words: tuple[str, ...]) -
     assert "--no-such-option" in ran.err
 
 
+@pytest.mark.parametrize(("limit", "told"), [("-n 40", "no more than 40 files"), ("-Sn 14", "")])
+def test_too_few_open_files_are_told_of_where_more_are_not_allowed(
+    tmp_path: Path, limit: str, told: str
+) -> None:
+    here, there = pair(tmp_path)
+    write(here / "a/file", "a")
+    limited = ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *COMMAND, "sync", str(there)]
+    ran = subprocess.run(limited, cwd=here, env=environment(), capture_output=True, text=True, check=False)
+    assert told in ran.stderr
+    assert ran.returncode == (3 if told else 0)
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A replica with a peer, a conflict, and names that not every terminal can show."""
