@@ -236,7 +236,7 @@ complete -c p2psync -n '__p2psync_is sync' -l lock-wait -x -d 'How long to wait 
 complete -c p2psync -n '__p2psync_is sync' -l timeout -x -d 'End the run if it is not done by then'
 complete -c p2psync -n '__p2psync_is sync' -s y -l yes -d 'Answer questions with yes'
 complete -c p2psync -n '__p2psync_is sync' -l batch -d 'Ask nothing and show no progress'
-complete -c p2psync -n '__p2psync_is sync' -s v -l verbose -d 'Name every path that changes'
+complete -c p2psync -n '__p2psync_is sync' -s v -l verbose -d 'Name every path that changes, and all problems'
 complete -c p2psync -n '__p2psync_is sync' -s q -l quiet -d 'Only tell of conflicts and problems'
 complete -c p2psync -n '__p2psync_is sync' -l progress -x -a 'auto plain json off' -d 'How to tell of progress on stderr'
 complete -c p2psync -n '__p2psync_is sync' -l json -d 'Print one JSON document'

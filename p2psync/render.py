@@ -17,7 +17,7 @@ from p2psync.core.paths import printable, shown
 from p2psync.errors import Exit, P2PSyncError
 from p2psync.run import PeerRun, worst
 from p2psync.sync import Result, Side
-from p2psync.words import ACTION_WORDS, complain, json_path, plural, size_of
+from p2psync.words import ACTION_WORDS, complain, json_path, plural, problem_lines, size_of
 
 
 def report(
@@ -32,7 +32,7 @@ def report(
         for result in run.results:
             if dry_run:
                 print(_table(name, result, colour), end="")
-            _report_result(name, result, quiet, verbose and not dry_run, dry_run, told)
+            _report_result(name, result, quiet, verbose, dry_run, told)
 
 
 def _table(name: str, result: Result, colour: bool) -> str:
@@ -81,7 +81,7 @@ def _report_result(
                 complain(
                     f"{where}: skipped, no file, folder or link, or a reserved name: {shown(path)}", "note"
                 )
-    if verbose:
+    if verbose and not dry_run:  # else the table has told it
         for where, side in sides:
             for told_of in _told(side.transitions):
                 print(f"{where:>12}  {told_of.word:<11}  {told_of.what}")
@@ -89,8 +89,8 @@ def _report_result(
         if conflict.open or not quiet:
             print(conflict_line(conflict))
     for where, side in sides:
-        for problem in side.problems:
-            complain(f"{where}: {shown(problem.path)} {problem.why}", "problem")
+        for line in problem_lines(side.problems, everything=verbose):
+            complain(f"{where}: {line}", "problem")
     if result.refusal:
         complain(f"{name}: this would be refused: {result.refusal}", "guard")
     if not quiet:

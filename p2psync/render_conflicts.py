@@ -10,7 +10,7 @@ from p2psync.conflicts import Open, Settled
 from p2psync.core.model import Entry, Kind
 from p2psync.core.paths import printable, shown
 from p2psync.core.vector import ReplicaId
-from p2psync.words import complain, json_path, size_of, when
+from p2psync.words import complain, json_path, problem_lines, size_of, when
 
 Names = Mapping[ReplicaId, str]
 
@@ -85,7 +85,7 @@ def report(settled: Settled, dry_run: bool, as_json: bool) -> str:
             "done": not dry_run,
         }
         return json.dumps(document, indent=2) + "\n"
-    for problem in settled.problems:
-        complain(f"{shown(problem.path)}: {problem.why}", "left alone")
+    for line in problem_lines(settled.problems, colon=":"):
+        complain(line, "left alone")
     would = "would be " if dry_run else ""
     return "".join(f"{shown(one.path)}: {would}settled, kept: {kept}\n" for one, kept in settled.conflicts)

@@ -16,7 +16,7 @@ from p2psync.core.paths import printable, shown
 from p2psync.core.retention import Collected, Kept
 from p2psync.local import LocalReplica
 from p2psync.undo import NotFound, Outcome
-from p2psync.words import ACTION_WORDS, columns, complain, json_path, size_of
+from p2psync.words import ACTION_WORDS, columns, complain, json_path, problem_lines, size_of
 
 
 @dataclass
@@ -239,8 +239,8 @@ def report(outcome: Outcome, done: str, dry_run: bool, as_json: bool) -> None:
         return
     for step in steps:
         click.echo(f"{ACTION_WORDS.get(action_of(step), ''):<11}  {shown(step.path)}")
-    for problem in outcome.problems:
-        complain(f"{shown(problem.path)}: {problem.why}", "left alone")
+    for line in problem_lines(outcome.problems, colon=":"):
+        complain(line, "left alone")
     before = f", as before {outcome.run}" if outcome.run else ""
     if not steps and not failed:
         click.echo(f"nothing to do: all is{before.lstrip(',') or ' as it was'} already")

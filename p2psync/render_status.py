@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from p2psync.core.paths import printable, shown
-from p2psync.words import ACTION_WORDS, ago, json_path, plural
+from p2psync.words import ACTION_WORDS, ago, json_path, plural, problem_lines
 
 if TYPE_CHECKING:
     from p2psync.status import PeerStatus, Status
@@ -27,8 +27,7 @@ def text(status: Status) -> str:
         if path in apart:
             continue
         lines.append(f"  {ACTION_WORDS[action]:<11}  {shown(path)}")
-    for problem in status.problems:
-        lines.append(f"  {'problem':<11}  {shown(problem.path)} {problem.why}")
+    lines += [f"  {'problem':<11}  {line}" for line in problem_lines(status.problems)]
     if not status.changes:
         lines.append("nothing changed here since the last sync")
     if status.conflicts:

@@ -11,7 +11,7 @@ from p2psync.core.paths import printable
 from p2psync.render import changes_of, conflict_line, count_changes
 from p2psync.sync import Result
 from p2psync.watch import Connected, Event, Lost, Started, Synced, Warned
-from p2psync.words import json_path, size_of
+from p2psync.words import json_path, problem_lines, size_of
 
 
 def text(event: Event) -> list[str]:
@@ -40,10 +40,7 @@ def _text(event: Event) -> list[str]:
 def _lines(name: str, result: Result) -> list[str]:
     lines = [f"{name}: {conflict_line(conflict)}" for conflict in result.conflicts]
     for where, side in (("here", result.local), (name, result.peer)):
-        lines += [
-            f"{name}: problem: {where}: {printable(os.fsdecode(problem.path))} {printable(problem.why)}"
-            for problem in side.problems
-        ]
+        lines += [f"{name}: problem: {where}: {printable(line)}" for line in problem_lines(side.problems)]
     changes = count_changes(name, result)
     if changes:
         copied = f", {size_of(result.transferred)} copied" if result.transferred else ""

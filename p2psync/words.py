@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from p2psync.core.model import Action
-from p2psync.core.paths import printable
+from p2psync.core.model import Action, Problem
+from p2psync.core.paths import printable, shown
 
 ACTION_WORDS = {
     Action.CREATE: "new",
@@ -17,6 +18,9 @@ ACTION_WORDS = {
     Action.MODE: "permissions",
     Action.TOUCH: "touched",
 }
+MANY_ALIKE = 10
+"""More problems for the same reason than these are counted, not told one by one: a disk that is full has
+one for each file."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -65,6 +69,24 @@ def columns(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
 def complain(message: str, kind: str = "error") -> None:
     """Say on stderr what is wrong, and what to do."""
     print(f"p2psync: {kind}: {printable(message)}", file=sys.stderr)
+
+
+def problem_lines(problems: Iterable[Problem], everything: bool = False, colon: str = "") -> Iterator[str]:
+    """Yield what there is to say of problems: of many of a kind the first ones, then how many more there are.
+
+    Args:
+        problems: each with a path, and why it was left alone.
+        everything: leave none out.
+        colon: what comes between both.
+    """
+    met: Counter[str] = Counter()
+    for problem in problems:
+        met[problem.why] += 1
+        if everything or met[problem.why] <= MANY_ALIKE:
+            yield f"{shown(problem.path)}{colon} {problem.why}"
+    for why, count in met.items() if not everything else ():
+        if count > MANY_ALIKE:
+            yield f"{plural(count - MANY_ALIKE, 'more path')}{colon} {why}"
 
 
 def json_path(path: bytes) -> str:

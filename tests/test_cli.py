@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from p2psync.cli import cli
+from p2psync.words import MANY_ALIKE
 from tests.cli_support import (
     COMMAND,
     LONG_AGO_NS,
@@ -451,6 +452,20 @@ def test_a_failed_path_is_a_problem_and_the_rest_is_done(tmp_path: Path) -> None
     (there / "taken").unlink()
     p2psync(here, "sync", there)
     assert_same(here, there)
+
+
+def test_of_many_problems_for_one_reason_the_first_are_told_and_a_count(tmp_path: Path) -> None:
+    names = [f"taken {number}" for number in range(MANY_ALIKE + 3)]
+    here, there = replica(tmp_path / "here", dict.fromkeys(names, "x")), replica(tmp_path / "there")
+    for name in names:
+        os.mkfifo(there / name)
+    lines = p2psync(here, "sync", there, code=1).err.splitlines()
+    told = [line for line in lines if ": problem: " in line]
+    assert len(told) == MANY_ALIKE + 1
+    assert told[-1] == told[0].replace("taken 0", "3 more paths")
+    told_all = p2psync(here, "sync", "-v", there, code=1).err
+    assert all(name in told_all for name in names)
+    assert len(p2psync(here, "sync", "--json", there, code=1).json["problems"]) == len(names)
 
 
 # -- on a terminal

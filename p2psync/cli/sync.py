@@ -162,7 +162,7 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
 )
 @click.option("-y", "--yes", is_flag=True, help="Answer questions with yes.")
 @click.option("--batch", is_flag=True, help="Ask nothing and show no progress: for cron.")
-@click.option("-v", "--verbose", is_flag=True, help="Name every path that changes.")
+@click.option("-v", "--verbose", is_flag=True, help="Name every path that changes, and all problems.")
 @click.option("-q", "--quiet", is_flag=True, help="Only tell of conflicts and problems.")
 @click.option(
     "--progress",
