@@ -108,7 +108,7 @@ class Applier:
             if path in self._foreseen and split(path)[0] in self._arrived:
                 yield Record(path, self._foreseen[path])
                 continue
-            outcome = folders.outcome(transition) if path in together else None
+            outcome = folders.carry_out(transition) if path in together else None
             if outcome is None:
                 if path in together:
                     (row,) = self._rows_of([path])

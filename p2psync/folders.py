@@ -55,10 +55,10 @@ class Folders:
         }
         """All that is in such folders, before and after."""
 
-    def outcome(self, transition: Transition) -> Record | Problem | None:
-        """Return what became of a path as its folder went or moved as a whole; None if that did not.
+    def carry_out(self, transition: Transition) -> Record | Problem | None:
+        """Have the folder that a path is in go or move as a whole; return what became of the path.
 
-        It does so when the first of what is in it is asked about.
+        The first path in a folder does it for all; None if it could not be done.
         """
         path, expected, wanted = transition.path, transition.expected, transition.wanted
         if path in self._moving:
@@ -66,11 +66,11 @@ class Folders:
         if path in self._came:
             return Record(path, self._came[path], expected)
         folder = self._going.get(path)
-        if path in self._gone or (folder and self._is_deleted(folder)):
+        if path in self._gone or (folder and self._delete(folder)):
             return Record(path, Row(wanted), expected)
         return Problem(path, _STUCK) if folder and folder.stuck else None
 
-    def _is_deleted(self, folder: _Folder) -> bool:
+    def _delete(self, folder: _Folder) -> bool:
         """Move a folder to the history as a whole; False if there is something in it that must stay.
 
         It is looked at before, and again when it is there. RACE: what changes in between brings all of it
@@ -108,7 +108,7 @@ class Folders:
     def _move(self, together: Sequence[Move]) -> None:
         """Move a folder as a whole; what is in it is moved one by one where that cannot be.
 
-        It is looked at before, and again when it is there; RACE: see `_is_deleted`.
+        It is looked at before, and again when it is there; RACE: see `_delete`.
         """
         gone, made = zip(*together, strict=True)
         rows = self._as_expected(gone)

@@ -441,7 +441,7 @@ class LocalReplica:
         """Yield all newer entries that are not ignored; see `Replica.changes`."""
         self._taken_in = since
         batch = []
-        for change in self._changes(since):
+        for change in self._take_changes(since):
             if not self._is_ignored(Name(change.path, change.entry.kind is Kind.DIRECTORY)):
                 batch.append(change)
                 if len(batch) == BATCH:
@@ -450,7 +450,8 @@ class LocalReplica:
         if batch:
             yield batch
 
-    def _changes(self, since: int) -> Iterator[Change]:
+    def _take_changes(self, since: int) -> Iterator[Change]:
+        """Return all newer entries; what the last scan found is given out once."""
         scanned, self._scanned = self._scanned, {}
         if scanned and since == self._before_scan and self.newest() == self._scan_seq:
             return (Change(path, entry) for path, entry in scanned.items())  # just what was found
