@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -9,8 +10,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.sshd import Sshd, missing_programs, running_sshd
+from tests.support import as_anyone
+
+settings.register_profile("patient", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,6 +47,17 @@ def runtime_folder() -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
+@pytest.fixture
+def like_anyone() -> Iterator[None]:
+    """The test may do with files what their permissions say, whoever runs it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(as_anyone())
+        except OSError:
+            pytest.skip("root may read and write everything")
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 OLD_NS = 1_600_000_000_123_456_789
 """A time long past: what was modified then is not racy, and the nanoseconds show that they are kept."""
 
-not_as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+not_as_root = pytest.mark.usefixtures("like_anyone")
+"""For what root, who may read and write everything, would not meet."""
 
 
 class Link(NamedTuple):
@@ -170,6 +172,43 @@ def carry_out(
     give(replica, *contents)
     outcomes = list(replica.apply())
     return sum(o.done for o in outcomes), [problem for o in outcomes for problem in o.problems]
+
+
+# -- rights
+
+
+_EVERYTHING = 0b1110
+"""CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH and CAP_FOWNER in <linux/capability.h>."""
+
+
+@contextlib.contextmanager
+def as_anyone() -> Iterator[None]:
+    """Obey the permissions of files, also as root: this thread, and what it starts meanwhile.
+
+    Raises:
+        OSError: root cannot be kept to them here.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    header, before = (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    _must(libc, "capget", header, before)
+    less = type(before)(*before)
+    less[0] &= ~_EVERYTHING  # of the effective ones; the permitted ones stay, to come back by
+    secure = libc.prctl(27)  # PR_GET_SECUREBITS
+    _must(libc, "prctl", 28, secure | 1)  # PR_SET_SECUREBITS, NOROOT: no program gets them back by being run
+    try:
+        _must(libc, "capset", header, less)
+        yield
+    finally:
+        _must(libc, "capset", header, before)
+        _must(libc, "prctl", 28, secure)
+
+
+def _must(libc: ctypes.CDLL, call: str, *arguments: object) -> None:
+    if not hasattr(libc, call) or getattr(libc, call)(*arguments):
+        raise OSError(ctypes.get_errno(), call)
 
 
 # -- syncs

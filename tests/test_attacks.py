@@ -813,7 +813,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes
 
 
 @given(some_sessions())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 def test_whatever_calls_come_in_whatever_order_nothing_is_lost_and_nothing_outside_is_touched(
     template: tuple[Path, dict[bytes, Entry]], session: list[list[Frame]]
 ) -> None:

@@ -511,7 +511,7 @@ def test_nothing_in_common_is_sent_whole(pair: tuple[Path, Path]) -> None:
     assert synced(*pair).transferred == 1 << 20
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, 1 << 20), st.integers(0, 1 << 18), st.binary(max_size=3 * UNIT)), max_size=4
@@ -843,7 +843,7 @@ def test_where_a_file_is_cut_never_changes() -> None:
 PINNED = (43, "c87ec47bac72d979")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3 * UNIT), max_size=40))
 def test_how_contents_come_does_not_change_how_they_are_cut(sizes: list[int]) -> None:
     whole, pieces = Cutter(UNIT), Cutter(UNIT)

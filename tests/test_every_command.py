@@ -13,6 +13,7 @@ import pytest
 from p2psync.__main__ import UNREAD
 from p2psync.cli import cli
 from tests.cli_support import COMMAND, environment, p2psync, pair, write
+from tests.support import not_as_root
 
 
 def commands(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -145,7 +146,7 @@ def test_a_poor_terminal_gets_words_that_it_can_show(root: Path, words: tuple[st
     assert ran.out.isascii() or words in (("show",), ("diff",))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@not_as_root
 @pytest.mark.parametrize("words", SAFE, ids=" ".join)
 def test_on_a_replica_that_cannot_be_written_to(root: Path, words: tuple[str, ...]) -> None:
     sidecar = root / ".p2psync"

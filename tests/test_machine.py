@@ -495,6 +495,6 @@ class LongMachine(Machine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestMachine.settings = settings(max_examples=60, stateful_step_count=25)
 TestLongMachine = pytest.mark.slow(LongMachine.TestCase)
-TestLongMachine.settings = settings(max_examples=5000, stateful_step_count=40, deadline=None)
+TestLongMachine.settings = settings(max_examples=5000, stateful_step_count=40)

@@ -318,7 +318,7 @@ EDITS = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(EDITS, FILTERS), min_size=1, max_size=3))
 def test_after_any_filtered_syncs_a_whole_one_converges_and_nothing_is_lost(
     tmp_path_factory: pytest.TempPathFactory,

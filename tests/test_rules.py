@@ -51,7 +51,7 @@ LINES = st.sampled_from(["a", "*.x", "!a.x", "/d/", "d/a", "**/b", "# no", "", "
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git tells")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     top=st.lists(LINES, max_size=5),
     inner=st.lists(LINES, max_size=5),

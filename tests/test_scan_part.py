@@ -114,7 +114,7 @@ def scan_part(replica: LocalReplica, dirty: Mapping[bytes, bool], ignores: Mappi
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.lists(OPERATIONS, min_size=1, max_size=5), min_size=1, max_size=6))
 @example([[("mkdir", b"b/c", b"")], [("link", b"b/a", b"c"), ("mkdir", b"b/a/a", b"")]])
 def test_a_part_is_enough_where_something_happened(

@@ -189,7 +189,7 @@ ROUNDS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ROUNDS)
 def test_an_interrupted_scan_that_is_continued_finds_what_another_finds_at_once(
     rounds: list[tuple[list[tuple[str, bytes, bytes]], int]],
@@ -207,7 +207,7 @@ def test_an_interrupted_scan_that_is_continued_finds_what_another_finds_at_once(
                 assert essence(entries(broken)) == essence(entries(whole))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ROUNDS)
 @example(  # a folder is away just while a scan is interrupted
     [

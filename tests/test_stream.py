@@ -90,7 +90,7 @@ PIECES = st.lists(
 
 
 @given(PIECES, st.sampled_from(Compress))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_sent_arrives(kinds: list[tuple[object, int]], compress: Compress) -> None:
     pieces = [make(size, seed) for seed, (make, size) in enumerate(kinds)]  # type: ignore[operator]
     with joined(compress) as (near, far):

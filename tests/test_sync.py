@@ -34,6 +34,7 @@ from tests.cli_support import (
     wait_for,
     write,
 )
+from tests.support import not_as_root
 
 ODD_NAMES = [
     b"with space",
@@ -570,9 +571,8 @@ def test_a_peer_that_was_removed_is_forgotten_and_may_be_begun_anew(tmp_path: Pa
     assert_same(here, there)
 
 
+@not_as_root
 def test_a_replica_whose_files_cannot_be_read_deletes_nothing(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root can read everything")
     here, there = pair(tmp_path, {"folder/file": "x", "file": "x", "other": "x"})
     (here / "folder").chmod(0)
     (here / "file").chmod(0)

@@ -607,7 +607,7 @@ BYTES = st.sampled_from(b"\0./\x90\xff") | st.integers(0, 255)
 
 
 @given(st.lists(st.tuples(st.integers(len(PLAIN)), BYTES), min_size=1, max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_the_bytes_nothing_outside_of_the_root_is_touched(
     attacked: Path, wrong: list[tuple[int, int]]
 ) -> None:

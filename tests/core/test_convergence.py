@@ -117,4 +117,4 @@ class Convergence(RuleBasedStateMachine):
 
 
 TestConvergence = Convergence.TestCase
-TestConvergence.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+TestConvergence.settings = settings(max_examples=400, stateful_step_count=30)

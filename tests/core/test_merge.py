@@ -229,14 +229,14 @@ EDITED = st.tuples(TEXT, TEXT, TEXT) | st.builds(
 
 
 @given(EDITED)
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_order_of_the_sides_does_not_matter(texts: Texts) -> None:
     base, ours, theirs = texts
     assert merge(base, ours, theirs) == merge(base, theirs, ours)
 
 
 @given(TEXT | st.binary().filter(is_text), TEXT | st.binary().filter(is_text))
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_an_edit_on_one_side_or_the_same_on_both_is_the_result(base: bytes, edited: bytes) -> None:
     assert merge(base, base, edited) == edited
     assert merge(base, edited, edited) == edited
@@ -247,7 +247,7 @@ LIMITS = st.sampled_from([(1, 500_000), (4, 500_000), (9, 500_000), (256, 0), (2
 
 
 @given(LONG, LONG, LIMITS)
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_search_may_end_early_but_loses_nothing(base: bytes, edited: bytes, limits: tuple[int, int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_COST", limits[0])
@@ -256,7 +256,7 @@ def test_search_may_end_early_but_loses_nothing(base: bytes, edited: bytes, limi
 
 
 @given(st.lists(st.tuples(st.sampled_from("-otb!"), st.integers(0, 3), st.integers(0, 3)), max_size=12))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_edits_with_a_line_between_them_are_all_kept(blocks: list[tuple[str, int, int]]) -> None:
     """Each block is edited by no one, by ours, theirs, both alike, or both differently."""
     base, ours, theirs, merged = b"", b"", b"", b""

@@ -707,7 +707,7 @@ def worlds(draw: st.DrawFn) -> Facts:
 
 
 ANY_WORLD = given(facts=worlds(), prefer=st.sampled_from([Prefer.BOTH, Prefer.NEWEST, Prefer.SKIP]))
-THOROUGH = settings(max_examples=250, deadline=None)
+THOROUGH = settings(max_examples=250)
 
 
 @ANY_WORLD
@@ -761,7 +761,7 @@ def test_what_lives_lives_in_folders(facts: Facts, prefer: Prefer) -> None:
 
 
 @given(facts=worlds())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_version_that_loses_a_conflict_is_lost(facts: Facts) -> None:
     plan = settle(facts)
     after = side(carry_out(facts, plan), 0)
