@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -109,6 +111,25 @@ def history(root: Path) -> list[bytes]:
 def staged(root: Path) -> list[str]:
     """Return the names of what lies in the stage of the replica at `root`."""
     return sorted(os.listdir(root / os.fsdecode(SIDECAR) / "stage"))
+
+
+@contextlib.contextmanager
+def mounted(place: Path) -> Iterator[None]:
+    """Mount an empty disk on a folder for as long as the block runs; skip the test where that cannot be."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "p2psync-test", str(place)]
+    if (
+        os.geteuid() != 0
+        or sys.platform != "linux"
+        or subprocess.run(command, capture_output=True).returncode
+    ):
+        pytest.skip("needs the right to mount")
+    disk = os.open(place, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        now = os.readlink(f"/proc/self/fd/{disk}")  # the folder may have been moved, by a bug
+        os.close(disk)
+        subprocess.run(["umount", now], check=True)
 
 
 # -- entries

@@ -7,19 +7,19 @@ import errno
 import functools
 import os
 import shutil
+import sqlite3
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from msgspec import structs
 
 from p2psync import apply, disk, folders
-from p2psync.core.model import Digest, Entry, Problem, Transition
+from p2psync.core.model import Digest, Entry, Problem, Record, Row, Transition
 from p2psync.core.replica import Name
 from p2psync.history import History, Shelf
 from tests.support import (
@@ -36,6 +36,7 @@ from tests.support import (
     file,
     history,
     make_tree,
+    mounted,
     new_replica,
     not_as_root,
     opened,
@@ -440,6 +441,16 @@ def test_an_edit_of_what_is_there_already_is_found_though_it_gets_the_time_that_
         patch.setattr(apply, "hash_file", edited_then)
         assert carry_out_at(root, wanted, b"new", meanwhile=lambda: make_tree(root, {b"f": b"new"})) == []
     assert scanned(root)[b"f"].digest == digest(b"NEW")
+
+
+def test_what_appears_as_it_is_wanted_but_with_other_permissions_is_not_what_is_wanted(root: Path) -> None:
+    def appear() -> None:
+        make_tree(root, {b"p": b"new"})
+        (root / "p").chmod(0o600)
+
+    problems = carry_out_at(root, {b"p": file(b"new")}, b"new", meanwhile=appear)
+    assert [problem.path for problem in problems] == [b"p"]
+    assert snapshot(root)[b"p"].mode == 0o600
 
 
 @pytest.mark.usefixtures("any_system")
@@ -1041,19 +1052,63 @@ def test_a_racy_file_in_a_folder_that_moves_is_read(root: Path) -> None:
     assert snapshot(root)[b"d/e/3"].data == b"X"
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="mounts something")
-def test_a_disk_that_is_mounted_in_a_folder_that_goes_is_left_alone(root: Path) -> None:
+def test_a_folder_is_not_moved_as_a_whole_to_where_the_manifest_has_what_was_not_expected(
+    root: Path,
+) -> None:
+    make_tree(root, FOLDER | {b"other": None})
+    wanted = folder_moved(root)
+    with opened(root) as replica:
+        steps = [Transition(path, entries(replica).get(path), entry) for path, entry in wanted.items()]
+        with replica._manifest.transaction():
+            replica._manifest.record([Record(b"other/n/e/3", Row(tombstone(version(5))))])
+        _, problems = carry_out(replica, steps, b"")
+    assert [problem.path for problem in problems] == [b"other/n/e/3"]
+    assert b"other/n/e/3" not in snapshot(root)
+    assert snapshot(root)[b"other/n/e/0"].data == b"0"
+    assert b"3" in history(root)
+
+
+@pytest.mark.parametrize("becomes", [folder_gone, folder_moved])
+@pytest.mark.parametrize("holds", [{b"precious": b"precious"}, {}], ids=["full", "empty"])
+def test_a_disk_that_is_mounted_in_a_folder_that_goes_or_moves_is_left_alone(
+    root: Path, becomes: Callable[[Path], dict[bytes, Entry]], holds: Tree
+) -> None:
+    make_tree(root, FOLDER | {b"other": None})
+    wanted = becomes(root)
+    with mounted(root / "d/empty"):
+        make_tree(root / "d/empty", holds)
+        carry_out_at(root, wanted, b"")
+        assert os.path.ismount(root / "d/empty")
+        assert {path: seen.data for path, seen in snapshot(root / "d/empty").items()} == holds
+
+
+@pytest.mark.parametrize("foreign", ["the folder", "what is around it"])
+def test_a_folder_on_another_device_is_not_moved_as_a_whole_though_nothing_is_mounted_on_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, foreign: str
+) -> None:
+    """So is a subvolume of btrfs, which the system would rename."""
     make_tree(root, FOLDER)
     gone = folder_gone(root)
-    mounted = ["mount", "-t", "tmpfs", "tmpfs", str(root / "d/empty")]
-    if subprocess.run(mounted, capture_output=True).returncode:
-        pytest.skip("may not mount")
-    try:
-        (root / "d/empty/precious").write_text("precious")
+    look, where = ("lstat", folders) if foreign == "the folder" else ("fstat", os)
+    real = getattr(where, look)
+
+    def elsewhere(*arguments: object) -> object:
+        found = real(*arguments)
+        return SimpleNamespace(st_mode=found.st_mode, st_dev=-1)
+
+    is_whole = folders._is_whole
+
+    def looked_at(*arguments: object) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(where, look, elsewhere)
+            return is_whole(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "_is_whole", looked_at)
+        seen = renames(patch)
         carry_out_at(root, gone)
-        assert (root / "d/empty/precious").read_text() == "precious"
-    finally:
-        subprocess.run(["umount", root / "d/empty"], check=True)
+    assert b"d" not in seen
+    assert contents_of([root]) == set()
 
 
 def test_a_racy_file_in_a_folder_that_goes_is_read(root: Path) -> None:
@@ -1100,16 +1155,24 @@ def test_a_folder_whose_place_in_the_history_is_taken_goes_file_by_file(
     assert not list((root / ".p2psync/history").glob("*/d~1"))
 
 
+def change_without_a_trace(root: Path, path: bytes, data: bytes) -> None:
+    """Have the disk hold other bytes of the same size, with nothing in the stat that tells."""
+    place = os.path.join(os.fsencode(root), path)
+    stat = os.stat(place)
+    write(place, data)
+    os.utime(place, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with contextlib.closing(sqlite3.connect(root / ".p2psync" / "manifest.db")) as database, database:
+        database.execute(
+            "UPDATE entry SET stat_ctime_ns = ? WHERE name = ?",
+            (os.stat(place).st_ctime_ns, os.path.basename(path)),
+        )
+
+
 def test_a_file_whose_bytes_rotted_is_not_moved_as_if_it_were_good(root: Path) -> None:
     make_tree(root, {b"p": b"old"})
-    stat = (root / "p").stat()
-
-    def rot() -> None:
-        write(os.fsencode(root / "p"), b"rot")
-        os.utime(root / "p", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-    problems = carry_out_at(root, moved(), meanwhile=rot)
+    problems = carry_out_at(root, moved(), meanwhile=lambda: change_without_a_trace(root, b"p", b"rot"))
     assert [problem.path for problem in problems] == [b"d/q", b"p"]
+    assert snapshot(root)[b"p"].data == b"rot"
 
 
 # -- and again: what happens at the same time
@@ -1201,6 +1264,31 @@ def test_an_edit_just_before_a_touch_is_found_by_the_next_scan(
         carry_out_at(root, {b"p": file(b"old", mtime_ns=NEW_NS, seen=version(9))})
     assert not pending
     assert scanned(root)[b"p"].digest == digest(b"OLD")
+
+
+def test_an_edit_just_before_a_file_that_moved_gets_its_time_is_found_by_the_next_scan(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, {b"p": b"old"})
+    real = os.utime
+
+    def utime(path: bytes | int, **options: Any) -> None:  # noqa: ANN401
+        if path == b"q":
+            write(os.fsencode(root / "d" / "q"), b"OLD")
+        real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", utime)
+        assert carry_out_at(root, moved(mtime_ns=NEW_NS)) == []
+    assert scanned(root)[b"d/q"].digest == digest(b"OLD")
+
+
+def test_a_file_that_moved_soon_after_it_was_written_is_read_by_the_next_scan(root: Path) -> None:
+    now = time.time_ns()
+    make_tree(root, {b"p": b"old"}, now)
+    assert carry_out_at(root, moved(mtime_ns=now)) == []
+    change_without_a_trace(root, b"d/q", b"OLD")
+    assert scanned(root)[b"d/q"].digest == digest(b"OLD")
 
 
 # -- nothing outside the root changes (I7)

@@ -1,19 +1,19 @@
-"""Copying parts of files: the bytes are right, and holes stay holes."""
+"""Copying parts of files: the bytes are right, and holes stay holes. And what is swept away."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2psync.disk import HOLE, Span, copy_span, digest_of, write_sparse
-from tests.support import digest
+from p2psync.disk import HOLE, Root, Span, copy_span, digest_of, sweep, write_sparse
+from tests.support import digest, make_tree, mounted, snapshot
 
 
 @contextmanager
@@ -116,3 +116,15 @@ def test_a_file_of_zeros_takes_no_room(tmp_path: Path) -> None:
         os.ftruncate(fd, 1 << 20)
     assert (tmp_path / "file").read_bytes() == bytes(1 << 20)
     assert (tmp_path / "file").stat().st_blocks == 0
+
+
+# -- removing what is in the sidecar
+
+
+@pytest.mark.parametrize("top", ["stage", "history/20240101-000000"])
+def test_what_is_on_another_disk_is_not_swept_away(tmp_path: Path, top: str) -> None:
+    make_tree(tmp_path / top, {b"ours/f": b"1", b"disk": None})
+    with mounted(tmp_path / top / "disk"), closing(Root.open(os.fsencode(tmp_path))) as root:
+        make_tree(tmp_path / top, {b"disk/d/precious": b"2"})
+        sweep(root, os.fsencode(top), lambda path, name, directory: False)
+        assert list(snapshot(tmp_path / top)) == [b"disk", b"disk/d", b"disk/d/precious"]
