@@ -922,3 +922,15 @@ def test_what_cannot_be_copied_from_a_file_that_is_here_is_sent(
     with failing(monkeypatch, pair[1] / "small"), opened(pair[0]) as home, opened(pair[1]) as peer:
         assert sync_open(home, peer).in_step
     assert snapshot(pair[0]) == snapshot(pair[1])
+
+
+def test_a_list_that_was_made_by_older_rules_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_replica(tmp_path / "root")
+    with replica_lists(tmp_path / "root") as lists:
+        with monkeypatch.context() as patch:
+            patch.setattr(chunks, "_RULES", chunks._RULES - 1)
+            lists.put(digest(b"cut"), UNIT, Chunks(array("I", [1]), b"123456"))
+            assert lists.get(digest(b"cut"), UNIT)
+        assert lists.get(digest(b"cut"), UNIT) is None

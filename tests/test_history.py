@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from p2psync.history import History, Shelf, began, is_run, name_at
+from p2psync.history import History, Shelf, began, begin_run, is_run, name_at
 from tests.support import snapshot
 
 RUN = "20240101-000000"
@@ -209,3 +209,12 @@ def test_what_can_be_the_name_of_a_run(name: str) -> None:
 )
 def test_what_can_be_no_name_of_a_run(name: str) -> None:
     assert not is_run(name)
+
+
+def test_a_run_does_not_take_the_folder_of_one_that_nobody_remembers(
+    tmp_path: Path, history: History
+) -> None:
+    for name in (RUN, f"{RUN}-002"):
+        (tmp_path / "history" / name).mkdir(parents=True)
+    assert begin_run(history, lambda name: False, began(RUN)) == f"{RUN}-003"
+    assert begin_run(history, lambda name: name == f"{RUN}-003", began(RUN)) == f"{RUN}-004"

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from p2psync import local
 from p2psync.core.model import Action, Resolution, Transition
-from p2psync.core.replica import Identity, Mark
+from p2psync.core.replica import Applied, Identity, Mark
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica, ReplicaError
 from p2psync.local import LocalReplica, init
@@ -26,6 +26,7 @@ from tests.support import (
     do_not_wait_for_disk,
     entries,
     file,
+    history,
     make_tree,
     new_replica,
     not_as_root,
@@ -33,6 +34,8 @@ from tests.support import (
     scanned,
     snapshot,
     sync,
+    sync_open,
+    tombstone,
     version,
 )
 
@@ -253,6 +256,47 @@ def test_no_two_changes_share_a_stamp_although_the_clock_is_set_back(
             replica.use_stamp(stamp)
             seen += [entries(replica)[b"f"].version.tick_of(stamp.replica), stamp.tick]
     assert seen == sorted(set(seen))
+
+
+def test_a_decision_that_only_the_peer_carried_out_has_a_tick_that_is_never_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Home dies before its part of it, and then its clock is put back."""
+    here, there = new_replica(tmp_path / "here", {b"f": b"1"}), new_replica(tmp_path / "there")
+    make_tree(there, {b"f": b"2"}, OLD_NS + 1)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    with opened(here) as ours, opened(there) as theirs:
+        monkeypatch.setattr(ours, "apply", dies)
+        with pytest.raises(Died):
+            sync_open(ours, theirs)
+        decided = [entry.version.tick_of(ours.identity.replica) for entry in entries(theirs).values()]
+    monkeypatch.setattr(time, "time_ns", lambda: now - 10**12)
+    with opened(here) as ours:
+        assert ours.stamp().tick > max(decided) >= now // 1000
+
+
+class Died(Exception):
+    """What stands for a death: the other side still gets done."""
+
+
+def dies() -> Iterator[Applied]:
+    raise Died
+
+
+def test_a_file_is_not_moved_from_or_to_a_folder_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may write there may all the same not change its permissions: a copy is made instead."""
+    root = new_replica(tmp_path / "root", {b"p": b"1"})
+    inode = (root / "p").stat().st_ino
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        gone = Transition(b"p", entries(replica)[b"p"], tombstone(version(9)))
+        monkeypatch.setattr(os, "geteuid", lambda: root.stat().st_uid + 1)
+        assert carry_out(replica, [gone, Transition(b"q", None, file(b"1"))]) == (2, [])
+    assert (root / "q").stat().st_ino != inode
+    assert history(root) == [b"1"]
 
 
 def test_a_conflict_that_failed_among_many_others_is_not_settled(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from p2psync import manifest as manifest_module
 from p2psync.core.detect import vanish
 from p2psync.core.model import Entry, Extent, Record, Row, Stat
 from p2psync.core.order import WHOLE_FOLDER
@@ -149,6 +150,35 @@ def test_who_dies_while_a_damaged_manifest_is_put_aside_leaves_none_that_looks_s
     with contextlib.suppress(Damaged), contextlib.closing(Manifest.open(place)) as manifest:
         assert manifest.is_anew()
         assert manifest.faults() == []
+
+
+def test_an_upgrade_of_which_one_step_fails_leaves_the_manifest_as_it_was(
+    place: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
+        for table in ("sample", *NEW_IN_3):
+            database.execute(f"DROP TABLE {table}")
+        database.execute("PRAGMA user_version = 1")
+    with monkeypatch.context() as patch:
+        patch.setitem(manifest_module._UPGRADES, 2, ("CREATE nonsense",))
+        with pytest.raises(ReplicaError, match="cannot be used"):
+            Manifest.open(place)
+    with contextlib.closing(Manifest.open(place)) as manifest:
+        assert not manifest.has_samples()
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_after_a_death_all_of_the_manifest_is_looked_at(place: bytes, died: bool) -> None:
+    with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
+        (page,) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'conflict'").fetchone()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    with open(place, "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    with open(place + b"-wal", "wb") if died else contextlib.nullcontext():
+        pass
+    with pytest.raises(Damaged) if died else contextlib.nullcontext():
+        Manifest.open(place).close()
 
 
 def test_contents_are_found_by_what_they_have_in_common(place: bytes) -> None:

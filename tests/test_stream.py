@@ -181,6 +181,27 @@ def test_what_waits_is_bounded() -> None:
         sender.join(60)
 
 
+def test_who_sends_waits_where_nobody_reads() -> None:
+    with joined(Compress.AUTO) as (near, far):
+        count, outgoing, piece = 30, near._outgoing, noise(1 << 20)
+        begun: list[int] = []
+
+        def send() -> None:
+            for number in range(count):
+                begun.append(number)
+                near.send([piece])
+
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        # The thread that writes has a piece, and no one to write it to: only who sends waits for its turn.
+        wait_for(lambda: outgoing._changed._waiters or not sender.is_alive(), "the sender to wait")
+        queued, sent = outgoing._queued, len(begun)
+        far.read(count << 20)
+        sender.join(60)
+    assert queued <= 5 << 20
+    assert sent < 12
+
+
 @pytest.mark.parametrize("compress", list(Compress))
 def test_a_reader_that_goes_is_noticed_by_who_sends_and_by_who_waits(compress: Compress) -> None:
     source, target = os.pipe()

@@ -185,6 +185,15 @@ def test_a_message_that_would_be_refused_is_not_sent() -> None:
         connection.send(b"V", b"x" * MAX_FRAME)
 
 
+def test_the_largest_message_that_is_sent_is_the_largest_that_is_taken() -> None:
+    """Its length counts what follows it: the tag, then here five bytes before the text."""
+    fits = b"x" * (16 * 1024 * 1024 - 1 - 5)
+    data = recorded([fits])
+    assert received(data, bytes) == [fits]
+    with pytest.raises(PeerError, match="too much for one message"):
+        recorded([fits + b"x"])
+
+
 def test_a_reader_that_has_gone_is_unreachable() -> None:
     source, target = os.pipe()
     os.close(source)
@@ -285,7 +294,7 @@ def test_a_session_with_wrong_bytes_is_valid_or_an_error_in_words(
         assert str(error).isprintable()
 
 
-@pytest.mark.parametrize("length", [0, MAX_FRAME + 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [0, 16 * 1024 * 1024 + 1, 2**31, 2**32 - 1])
 def test_an_impossible_length_is_refused_before_the_frame_is_read(length: int) -> None:
     with pytest.raises(ProtocolError, match=f"a frame of {length} bytes"):
         received(PLAIN + struct.pack(">I", length))

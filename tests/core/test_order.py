@@ -84,6 +84,21 @@ def test_a_whole_folder_holds_nothing_that_stays_or_comes(plan: list[Transition]
         assert below == [step for step in inside if step.expected and step.expected.alive]
 
 
+@pytest.mark.parametrize(
+    "stays",
+    [
+        Transition(b"o/3", FILE, OTHER),
+        Transition(b"o/3", FILE, GONE, (b"copy",)),
+        Transition(b"o/3", FILE, GONE, (), Resolution.KEPT),
+    ],
+    ids=["it lives", "a copy has to be there before", "it settles a conflict"],
+)
+def test_a_folder_does_not_go_as_a_whole_with_what_does_not_just_go(stays: Transition) -> None:
+    gone = [step for step in folder_plan(b"o", b"n") if not step.wanted.alive]
+    assert list(whole_folders(gone)) == [b"o"]
+    assert whole_folders([stays if step.path == stays.path else step for step in gone]) == {}
+
+
 def folder_plan(old: bytes, new: bytes) -> list[Transition]:
     """A folder of nine files, one of them deeper, that goes at `old` and comes at `new`."""
     below = {b"": FOLDER, b"/s": FOLDER, b"/s/f": FILE, b"/l": LINK}

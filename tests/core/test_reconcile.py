@@ -831,6 +831,53 @@ def test_a_winner_that_was_edited_since_is_no_winner_any_more() -> None:
     assert len(outcome(facts)) == 1
 
 
+@pytest.mark.parametrize("by_us", [True, False])
+@pytest.mark.parametrize(
+    ("newer", "left"), [("", ""), ("f=b:755", "f=b:755")], ids=["deletion", "permissions"]
+)
+def test_who_lost_sets_nothing_aside_unless_he_saves_other_contents(
+    newer: str, left: str, by_us: bool
+) -> None:
+    winner = leaf("f=b", {ONE: 1, OTHER: 1})
+    seen = {ONE: 1, OTHER: 2}
+    change = leaf(newer, seen) if newer else Entry(kind=Kind.TOMBSTONE, version=Version(seen))
+    facts = pair_of(change, winner) if by_us else pair_of(winner, change)
+    facts.contests = {b"f": Contest(winner.version, by_us)}
+    assert outcome(facts) == shown(tree(left))
+
+
+# -- a manifest made anew
+
+
+@pytest.mark.parametrize("anew", ["here", "there"])
+@pytest.mark.parametrize(
+    ("base", "is_conflict"),
+    [
+        (leaf("f=a", {PARENT: 1}), False),
+        (leaf("f=z", {PARENT: 1}), True),
+        (leaf("f=a", {PARENT: 1, OTHER: 1}), True),
+    ],
+    ids=["had before", "other contents", "of another past"],
+)
+def test_without_a_past_only_what_the_known_version_has_seen_is_an_old_version(
+    base: Entry, is_conflict: bool, anew: str
+) -> None:
+    unknown, known = leaf("f=a", {}), leaf("f=b", {PARENT: 1, ONE: 2})
+    ours, theirs = (unknown, known) if anew == "here" else (known, unknown)
+    plan = settle(pair_of(ours, theirs, base))
+    assert told(plan) == ("f set-aside" if is_conflict else "")
+
+
+# -- a mirror
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("f=b@5", "f=b@200"), ("f=b@200", "f=b@5")])
+def test_a_mirror_has_our_times_whichever_is_later(ours: str, theirs: str) -> None:
+    plan = reconcile(pair_of(leaf(ours, {ONE: 2}), leaf(theirs, {OTHER: 2})), DECISION, mirror=True)
+    assert [step.wanted for step in plan.theirs] == [leaf(ours, {ONE: 2, OTHER: 2})]
+    assert {step.wanted.mtime_ns for step in plan.ours} == {leaf(ours, {}).mtime_ns}
+
+
 # -- what a run that died has left
 
 EARLIER, LATER, ELSEWHERE = (_item(token)[1] for token in ("f=1,2,3", "f=9,2,3", "f=1,2,8"))
