@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,7 @@ def test_what_waits_is_bounded() -> None:
 def test_who_sends_waits_where_nobody_reads() -> None:
     with joined(Compress.AUTO) as (near, far):
         count, outgoing, piece = 30, near._outgoing, noise(1 << 20)
+        waiting: Any = outgoing._changed
         begun: list[int] = []
 
         def send() -> None:
@@ -194,7 +196,7 @@ def test_who_sends_waits_where_nobody_reads() -> None:
         sender = threading.Thread(target=send, daemon=True)
         sender.start()
         # The thread that writes has a piece, and no one to write it to: only who sends waits for its turn.
-        wait_for(lambda: outgoing._changed._waiters or not sender.is_alive(), "the sender to wait")
+        wait_for(lambda: waiting._waiters or not sender.is_alive(), "the sender to wait")
         queued, sent = outgoing._queued, len(begun)
         far.read(count << 20)
         sender.join(60)
