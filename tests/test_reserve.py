@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from p2psync.manifest import Manifest
 from p2psync.peer import parse_address
 from p2psync.run import open_address
 from tests.cli_support import Ran, assert_same, p2psync, pair, replica, snapshot, write
-from tests.support import opened, sync
+from tests.support import new_replica, opened, sync
 
 KIB = 1024
 
@@ -228,6 +229,45 @@ def test_what_a_process_that_was_killed_left_of_its_trial_is_no_trouble(
     fd = os.open(tmp_path, os.O_RDONLY)
     assert reserve.has_room(fd)
     os.close(fd)
+
+
+@pytest.mark.parametrize("was_full", [True, False])
+def test_what_a_run_removed_from_a_full_disk_is_free_before_its_reserve_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_full: bool
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(reserve, "sync_file_system", lambda fd: done.append("synced"))
+    monkeypatch.setattr(reserve, "allocate", lambda fd, size: done.append("made"))
+    sidecar = os.open(tmp_path, os.O_RDONLY)
+    kept = reserve.Reserve(sidecar)
+    kept.lent = reserve.SIZE * was_full
+    kept.take_back()
+    os.close(sidecar)
+    assert done == ["synced", "made"][not was_full :]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_gc_forgets_again_after_it_has_made_room_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    for number in range(4):
+        write(here / "f", f"version {number}")
+        sync(here, there)
+    real, full = collect.Collector._forget, [NoRoom("full")] * times
+    names: list[set[str]] = []
+
+    def forget(self: collect.Collector, runs: set[str], *rest: Any) -> None:  # noqa: ANN401
+        names.append({path.name for path in (there / ".p2psync" / "history").iterdir()} & runs)
+        if full:
+            raise full.pop()
+        real(self, runs, *rest)
+
+    monkeypatch.setattr(collect.Collector, "_forget", forget)
+    with opened(there) as replica, pytest.raises(NoRoom) if times > 1 else contextlib.nullcontext():
+        replica.collect(Limits(days=0))
+    before, after = names
+    assert before and not after
 
 
 def test_on_a_full_disk_who_looks_sees_what_a_run_at_work_has_committed(disk: Path) -> None:

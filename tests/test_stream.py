@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import struct
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from p2psync import stream
 from p2psync.core import pace
 from p2psync.core.pace import Compress, Effort, Pacer
-from p2psync.errors import Unreachable
+from p2psync.errors import ProtocolError, Unreachable
 from p2psync.stream import Stream
 from tests.cli_support import wait_for
 
@@ -231,6 +233,63 @@ def test_all_is_gone_before_it_is_closed() -> None:
     assert bytes(far.read(len(data))) == data
     closer.join(60)
     far.close()
+
+
+# -- what comes
+
+PLAIN, MORE, NEW, UNKNOWN = range(4)
+
+
+@contextlib.contextmanager
+def coming(data: bytes) -> Iterator[Stream]:
+    """The end of a packed line on which this comes, and then no more."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        end = Stream(os.dup(file.fileno()), os.open(os.devnull, os.O_WRONLY), "nas")
+        end.pack(Compress.ON, 0)
+        yield end
+        end.close()
+
+
+def head(kind: int, length: int) -> bytes:
+    return struct.pack(">I", kind << 30 | length)
+
+
+@pytest.mark.parametrize("kind", [PLAIN, NEW])
+@pytest.mark.parametrize("length", [0, (2 << 20) + 1, (1 << 30) - 1])
+def test_a_chunk_of_an_impossible_length_is_refused_before_it_is_read(kind: int, length: int) -> None:
+    with coming(head(kind, length)) as end, pytest.raises(ProtocolError, match="cannot be unpacked"):
+        end.read(1)
+
+
+@pytest.mark.parametrize("kind", [MORE, UNKNOWN])
+def test_a_chunk_of_no_frame_is_refused(kind: int) -> None:
+    with coming(head(kind, 5) + b"bytes") as end, pytest.raises(ProtocolError, match="cannot be unpacked"):
+        end.read(1)
+
+
+def test_a_chunk_of_an_unknown_kind_is_refused_also_within_a_frame() -> None:
+    compressor = zstd.ZstdCompressor()
+    packed = compressor.compress(b"text", zstd.ZstdCompressor.FLUSH_BLOCK)
+    with coming(head(NEW, len(packed)) + packed + head(UNKNOWN, 5) + b"bytes") as end:
+        assert bytes(end.read(4)) == b"text"
+        with pytest.raises(ProtocolError, match="cannot be unpacked"):
+            end.read(1)
+
+
+def test_a_chunk_of_the_largest_length_is_taken() -> None:
+    with coming(head(PLAIN, 2 << 20) + bytes(2 << 20)) as end:
+        assert bytes(end.read(2 << 20)) == bytes(2 << 20)
+
+
+def test_what_a_chunk_inflates_to_waits_until_it_is_read() -> None:
+    packed = zstd.compress(bytes(64 << 20))
+    assert len(packed) < 1 << 20
+    with coming(head(NEW, len(packed)) + packed) as end:
+        assert len(end.peek(1)) <= 256 << 10
+        end.read(1 << 20)
+        assert len(end.peek(1)) <= 256 << 10
 
 
 # -- a limit
