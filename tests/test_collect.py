@@ -126,7 +126,7 @@ def configure(root: Path, text: str) -> None:
 
 def small_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the disk be one of 1000 bytes, of which a tenth is what the history may take."""
-    disk = SimpleNamespace(f_blocks=100, f_frsize=10, f_bavail=1 << 40, f_flag=0)
+    disk = SimpleNamespace(f_files=0, f_blocks=100, f_frsize=10, f_bavail=1 << 40, f_flag=0)
     monkeypatch.setattr(os, "fstatvfs", lambda fd: disk)
 
 
