@@ -125,7 +125,7 @@ class Collector:
             else Kept(run.name, run.at, 0, lost=True)
             for run in self._manifest.past.runs()[::-1]
         ]
-        kept = [*in_order(kept, time.time()), *self._contents.unrecorded()]
+        kept = [*in_order(kept), *self._contents.unrecorded()]
         if not self._expired(kept, until, limits):
             return kept
         return [

@@ -50,19 +50,19 @@ def due(now: float, last: float) -> float | None:
     return min(now, last + DAY_SECONDS) if abs(now - last) > DAY_SECONDS else None
 
 
-def in_order(kept: Iterable[Kept], now: float) -> list[Kept]:
-    """Make no run older than one that was before it: the clock was behind then.
+def in_order(kept: Iterable[Kept]) -> list[Kept]:
+    """Make no run older than one that was before it: one of their clocks was wrong, and nobody knows which.
+
+    So what follows a run whose clock was ahead stays as long as that, if it is not too much.
 
     Args:
         kept: all runs, in the order in which they were.
-        now: seconds since 1970; the clock was ahead in a run that seems to be later.
     """
     latest = 0.0
     ordered = []
     for run in kept:
-        if run.at <= now:
-            latest = max(latest + _MOMENT, run.at)
-        ordered.append(run._replace(at=max(run.at, latest)))
+        latest = max(latest + _MOMENT, run.at)
+        ordered.append(run._replace(at=latest))
     return ordered
 
 
