@@ -9,6 +9,8 @@ import random
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,13 +26,14 @@ from p2psync.connect import connect_local
 from p2psync.core.chunking import Chunks
 from p2psync.core.chunking import sampled as some_of
 from p2psync.core.model import Digest, Resolution
-from p2psync.core.replica import Ask, Like, Piece, Source, Want
+from p2psync.core.replica import Ask, Content, Like, Piece, Source, Want
 from p2psync.core.retention import Limits
 from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import PeerError
 from p2psync.local import RESERVE_BYTES, LocalReplica
 from p2psync.remote import RemoteReplica
 from p2psync.run import open_replica
+from p2psync.sender import Sender
 from p2psync.sync import Result
 from tests.support import (
     Tree,
@@ -934,3 +937,28 @@ def test_a_list_that_was_made_by_older_rules_is_not_known(
             lists.put(digest(b"cut"), UNIT, Chunks(array("I", [1]), b"123456"))
             assert lists.get(digest(b"cut"), UNIT)
         assert lists.get(digest(b"cut"), UNIT) is None
+
+
+@pytest.mark.parametrize("rotted", [True, False])
+@pytest.mark.parametrize("who", ["holds", "sends"])
+def test_how_a_file_is_cut_is_not_remembered_of_one_that_is_not_what_it_was(
+    tmp_path: Path, who: str, rotted: bool
+) -> None:
+    """Who trusted such a list would take chunks for held that are nowhere."""
+    (tmp_path / "file").write_bytes(noise(1 << 18, 2 if rotted else 1))
+    claimed = digest(noise(1 << 18, 1))
+
+    @contextlib.contextmanager
+    def opened_as_claimed(*_: object) -> Iterator[int]:
+        with (tmp_path / "file").open("rb") as file:
+            yield file.fileno()
+
+    contents: Any = SimpleNamespace(opened=opened_as_claimed, is_as_known=None)
+    new_replica(tmp_path / "root")
+    with replica_lists(tmp_path / "root") as lists:
+        if who == "holds":
+            ask = Ask(Content(digest(b"wanted"), 1 << 18), [claimed], [])
+            held.Held(contents, lists, lambda wanted: None).sources([ask])
+        else:
+            list(Sender(contents, contents, lists).differences([Want(Content(claimed, 1 << 18), [])]))
+        assert lists.has(claimed) is not rotted
