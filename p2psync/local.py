@@ -697,7 +697,7 @@ class LocalReplica:
                 size = sum(_displaced(record) for record in records if record.path not in moved)
                 self._manifest.past.add_run(Run(seq, run, int(now), kind, about, size), settled)
                 self._run = seq
-            gone = {record.path for record in records if not record.row.entry.alive}
+            gone = {path for path, row, before in records if _is_folder(before) and not row.entry.alive}
             self._manifest.forget_fingerprints(gone | touched)
             self._manifest.keep(self._bases.flush())
             wait_for_disk()
@@ -883,6 +883,10 @@ def _settled(transitions: Iterable[Transition], failed: Container[bytes]) -> lis
         for step in transitions
         if step.resolution and step.path not in failed
     ]
+
+
+def _is_folder(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 def _displaced(record: Record) -> int:

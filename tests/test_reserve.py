@@ -32,7 +32,7 @@ def mount(*command: str | Path) -> bool:
     return os.geteuid() == 0 and not subprocess.run(["mount", *command], capture_output=True).returncode
 
 
-@pytest.fixture(params=["tmpfs", "ext4"])
+@pytest.fixture(params=[pytest.param("tmpfs", marks=pytest.mark.slow), "ext4"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A disk of 40 MiB; of ext4 with blocks smaller than a page of memory."""
     place, image = tmp_path / "disk", tmp_path / "image"
