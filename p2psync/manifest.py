@@ -79,6 +79,7 @@ _LEFT_BEHIND = """CREATE TABLE left_behind (
     WITHOUT ROWID"""
 """Paths that a replica was left behind with, and what it had of this one's changes when they began to be."""
 _USED = "CREATE TABLE used (tick INTEGER PRIMARY KEY)"
+"""Ticks of this replica; all that it used before the first of them are not recalled."""
 _SEEN = "CREATE TABLE seen (replica INTEGER PRIMARY KEY, tick INTEGER NOT NULL)"
 """The largest tick of each replica in any version that ever was here."""
 _ANSWERED = (
@@ -89,6 +90,7 @@ _UPGRADES = {
     2: (
         _LEFT_BEHIND,
         _USED,
+        "INSERT INTO used SELECT value FROM meta WHERE key = 'tick'",
         _SEEN,
         _ANSWERED,
         "INSERT INTO answered SELECT address, replica FROM peer WHERE address != x''",
@@ -150,7 +152,7 @@ class Manifest:
         """
         manifest = cls(connect(file))
         with manifest.transaction():
-            for statement in (*_SCHEMA.split(";\n"), *itertools.chain.from_iterable(_UPGRADES.values())):
+            for statement in _SCHEMA.split(";\n"):
                 manifest._db.execute(statement)
             manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
@@ -162,6 +164,8 @@ class Manifest:
                 ("collected", int(time.time())),  # what has just begun has nothing to clean up
             ):
                 manifest._db.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
+            for statement in itertools.chain.from_iterable(_UPGRADES.values()):
+                manifest._db.execute(statement)
         return manifest
 
     @classmethod
@@ -335,7 +339,7 @@ class Manifest:
         """Has this replica ever used this tick, as far as it recalls?"""
         found = self._db.execute("SELECT 1 FROM used WHERE tick = ?", (tick,)).fetchone()
         (oldest,) = self._db.execute("SELECT min(tick) FROM used").fetchone()
-        return found is not None or oldest is None or tick < oldest
+        return found is not None or tick < oldest
 
     def seen(self, replica: ReplicaId) -> int:
         """Return the largest tick of a replica that any version here has had; 0: none."""

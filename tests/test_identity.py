@@ -170,12 +170,13 @@ def test_edits_after_a_backup_was_put_back_dispute_those_before(
 
 @pytest.mark.parametrize("has_met", [True, False])
 @pytest.mark.parametrize("syncs_first", [True, False])
+@pytest.mark.parametrize("made_by", ["root", "met"])
 def test_what_a_snapshot_lost_is_not_taken_for_seen_by_who_has_it_from_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_met: bool, syncs_first: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_met: bool, syncs_first: bool, made_by: str
 ) -> None:
     monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)  # inodes come back too
     root, met, heard = (new_replica(tmp_path / name) for name in ("root", "met", "heard"))
-    make_tree(root, {b"f": b"\0001", b"g": b"\0001"})
+    make_tree(tmp_path / made_by, {b"f": b"\0001", b"g": b"\0001"})
     sync(root, met)
     sync(met, heard)
     if has_met:

@@ -111,6 +111,7 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
         for table in lacks:
             database.execute(f"DROP TABLE {table}")
         database.execute("INSERT INTO peer (replica, name, address) VALUES (5, 'a', x'61'), (6, 'b', x'')")
+        database.execute("UPDATE meta SET value = 100 WHERE key = 'tick'")
         database.execute(f"PRAGMA user_version = {older}")
         database.commit()
     for _ in range(2):
@@ -118,6 +119,7 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
             assert not manifest.has_samples()
             assert manifest.bases(b"f") == []
             assert manifest._db.execute("SELECT * FROM answered").fetchall() == [(b"a", 5)]
+            assert [manifest.has_used(tick) for tick in (99, 100, 101)] == [True, True, False]
     with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
@@ -501,6 +503,16 @@ def test_an_older_stamp_does_not_set_the_clock_back(
         manifest.use(stamp)
         manifest.use(Stamp(stamp.replica, 1))
     assert manifest.next_stamp().tick > stamp.tick
+
+
+def test_of_very_many_ticks_the_latest_are_recalled_and_earlier_ones_not_doubted(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_module, "RECALLED", 2)
+    with manifest.transaction():
+        for tick in (10, 20, 30, 40):
+            manifest.use(Stamp(ReplicaId(1), tick))
+    assert [manifest.has_used(tick) for tick in (20, 25, 30, 35, 40)] == [True, True, True, False, True]
 
 
 def test_a_stamp_that_was_not_used_may_be_issued_again(
