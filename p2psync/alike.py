@@ -53,9 +53,9 @@ class Alike:
 
     def _like(self, content: Content) -> list[Digest]:
         """Return other contents that have chunks in common with these, the likest first."""
-        if not self._manifest.has_samples():
+        if not self._manifest.samples.are_any():
             return []
-        found = self._manifest.with_samples(sampled(self._hashes(content)), MOST_BASES + 1)
+        found = self._manifest.samples.contents_with(sampled(self._hashes(content)), MOST_BASES + 1)
         return [digest for digest in found if digest != content.digest]
 
     def _cut_some(self, digests: Sequence[Digest], size: int) -> None:
@@ -90,14 +90,14 @@ class Alike:
                 left, count = left - sum(length for _, length in windows(other.size)), count + 1
         if samples:
             with self._manifest.transaction():
-                self._manifest.add_samples(samples)
+                self._manifest.samples.add(samples)
 
     def _likely(self, new: Sequence[Content], since: int) -> list[Content]:
         """Return what was not sampled yet, the likeliest first."""
         sizes = {content.digest: content.size for content in new}
         paths = self._manifest.holder(list(sizes))
         most = MOST_TIMES * max(sizes.values())
-        found = dict(self._manifest.unsampled(since, WORTH_BYTES, most, _AMONG))
+        found = dict(self._manifest.samples.unsampled(since, WORTH_BYTES, most, _AMONG))
         places = {path: sizes[digest] for digest, path in paths.items()}
         order = likeliest(places, {path: content.size for path, content in found.items()}) if places else []
         return list(dict.fromkeys(found[path] for path in order))

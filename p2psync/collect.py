@@ -91,7 +91,7 @@ class Collector:
         kept = self._kept(until, limits)
         gone = self._expired(kept, until, limits)
         if dry_run:
-            return Collected(gone, self._manifest.old_texts())
+            return Collected(gone, self._manifest.texts.count_old())
         names = {run.run for run in gone}
         for run in runs:
             if run.name in names:
@@ -144,7 +144,7 @@ class Collector:
         """Forget the runs of these names, and deletions that none of those that stay can bring back."""
         old = self._manifest.tombstones(int((until - TOMBSTONE_DAYS * DAY_SECONDS) * 1e6))
         with self._manifest.transaction():
-            self._manifest.keep(texts)
+            self._manifest.texts.keep(texts)
             self._set_sizes(kept)
             self._manifest.past.forget_runs(runs)
             pending = self._manifest.pending()
@@ -167,7 +167,7 @@ class Collector:
         self._lists.collect(self._manifest.may_be_held)
         with self._manifest.transaction():
             self._manifest.set_lists(self._lists.count())
-            self._manifest.forget_samples()
+            self._manifest.samples.forget_old()
 
     def _forget_texts(self) -> int:
         """Forget texts that nobody needs, and keep those elsewhere of whose blocks little is left.
@@ -176,10 +176,10 @@ class Collector:
             How many were forgotten.
         """
         with self._manifest.transaction():
-            forgotten, scattered = self._manifest.forget_texts(BLOCK // 4)
+            forgotten, scattered = self._manifest.texts.forget_old(BLOCK // 4)
             moved = self._bases.move(scattered)
-            self._manifest.keep(moved.get(text.digest, text) for text in scattered)
-        self._bases.free_all_but(self._manifest.text_blocks())
+            self._manifest.texts.keep(moved.get(text.digest, text) for text in scattered)
+        self._bases.free_all_but(self._manifest.texts.blocks())
         return forgotten
 
     def _remove(self, gone: Iterable[Kept]) -> OSError | None:

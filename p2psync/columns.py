@@ -1,4 +1,4 @@
-"""Columns: how an entry is kept in the tables of a manifest. Owns their order."""
+"""Columns: how an entry is kept in the tables of a manifest, and what statements share. Owns their order."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ _T = TypeVar("_T")
 
 ENTRY = "kind, version, revision, digest, size, mode, mtime_ns, target"
 _KINDS = list(Kind)
+
+BASES = 8
+"""Earlier versions of a path that a merge may start from, whoever has them; and see `Manifest.bases`."""
+IS_FILE = "+kind = 1"
+"""For a statement about all files. The plus has SQLite read the table as it lies: by the index of digests
+it would seek each row, which takes twenty times as long."""
+IS_COMMON = (
+    "(EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
+    " OR EXISTS (SELECT 1 FROM left_behind"
+    " WHERE pending = path AND born <= acknowledged AND acknowledged < seq))"
+)
+"""Was a remembered version the present one when its path was last in step with some other replica?"""
+VALUES = 500
+"""Values bound to one statement: below SQLite's oldest limit, 999."""
 
 blob = bytearray
 """Bytes to be written, for many rows: `sqlite3` asks of each that are `bytes` whether they are to be adapted

@@ -292,6 +292,6 @@ def base_of(replica: LocalReplica, conflict: Open) -> bytes | None:
         and not (conflict.winner and entry.same_bytes(conflict.winner))
     ]
     # An edit in between may look as if both had seen it, but is not kept: what both had, is.
-    kept = replica.manifest.kept(common)
+    kept = replica.manifest.texts.kept(common)
     digest = next((digest for digest in common if digest in kept), next(iter(common), None))
     return replica.contents.text(digest) if digest is not None else None

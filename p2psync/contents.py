@@ -34,7 +34,7 @@ class Contents:
 
     def has(self, entry: Entry) -> bool:
         """Is what a version holds anywhere here, as far as names and sizes tell? `find` makes sure."""
-        if entry.kind is not Kind.FILE or entry.size == 0 or self._manifest.extent(entry.digest):
+        if entry.kind is not Kind.FILE or entry.size == 0 or self._manifest.texts.extent(entry.digest):
             return entry.alive
         if any(map(self.at, self._manifest.holders(entry.digest))):
             return True
@@ -64,7 +64,7 @@ class Contents:
     @contextlib.contextmanager
     def find(self, digest: Digest) -> Iterator[Iterator[bytes] | None]:
         """Give the contents with this digest, from the bases, the tree or the history; None: not here."""
-        extent = self._manifest.extent(digest)
+        extent = self._manifest.texts.extent(digest)
         text = b"" if digest == _EMPTY else self._bases.read(extent) if extent else None
         if text is not None:
             yield iter((text,))
@@ -78,7 +78,7 @@ class Contents:
 
     def text(self, digest: Digest) -> bytes | None:
         """Return contents of at most `MAX_TEXT` bytes, None if they are not here."""
-        extent = self._manifest.extent(digest)
+        extent = self._manifest.texts.extent(digest)
         kept = self._bases.read(extent) if extent else None
         if kept is not None:
             return kept

@@ -54,7 +54,7 @@ class Foreseen:
                 self._seq = self._manifest.next_seq()
             records = [Record(path, vouched(entry, stat, now_ns)) for path, entry, stat in batch]
             self._manifest.record_under(self._seq, records)
-            self._manifest.keep(bases.written())
+            self._manifest.texts.keep(bases.written())
             self.rows.update((path, row) for path, row, _ in records)
 
     def known(self, paths: Sequence[bytes]) -> list[Row | None]:

@@ -153,7 +153,7 @@ class _Check:
         opened.callback(os.close, sidecar)
         self._stage = opened.enter_context(closing(Stage(sidecar)))
         self._history = opened.enter_context(closing(History(sidecar)))
-        self._bases = opened.enter_context(closing(Bases(sidecar, self._manifest.kept)))
+        self._bases = opened.enter_context(closing(Bases(sidecar, self._manifest.texts.kept)))
         self._scan = Scan()
         self._now: dict[bytes, Entry] = {}
         """What changed since the last sync, as the next scan will record it."""
@@ -176,7 +176,7 @@ class _Check:
         if not self.report.findings:
             readable = self._check_rows()
             self._readable_past = self._check_remembered()
-            for extent in self._bases.lost(self._manifest.all_kept()):
+            for extent in self._bases.lost(self._manifest.texts.all()):
                 self._find(What.BASE, b"", f"the text {extent.digest.hex()} is not where it was kept")
                 self._bad_texts.append(extent.digest)
             if readable:
@@ -358,7 +358,7 @@ class _Check:
         """Put right what can be."""
         if self._bad_texts:
             with self._manifest.transaction():
-                self._manifest.forget_kept(self._bad_texts)
+                self._manifest.texts.forget(self._bad_texts)
             self.report.repaired_bases = True
         if self._lost:
             self._find_lost()
@@ -423,7 +423,7 @@ class _Check:
         with contents.in_history(digest) as fd:
             if fd is not None and self._stage.copy(digest, fd):
                 yield "the history"
-        extent = self._manifest.extent(digest)
+        extent = self._manifest.texts.extent(digest)
         text = self._bases.read(extent) if extent else None
         if text is not None and self._stage.put(digest, text):
             yield "the bases"

@@ -208,7 +208,7 @@ class LocalReplica:
             self._close.callback(self._stage.close)
             self._history = History(sidecar)
             self._close.callback(self._history.close)
-            self._bases = Bases(sidecar, self._manifest.kept)
+            self._bases = Bases(sidecar, self._manifest.texts.kept)
             self._close.callback(self._bases.close)
             self.contents = Contents(self._root, self._manifest, self._bases, self._history)
             self._lists = ChunkLists(sidecar)
@@ -510,7 +510,7 @@ class LocalReplica:
             for start in range(0, len(wanted), BATCH):
                 batch = wanted[start : start + BATCH]
                 digests = [content.digest for content in batch]
-                holder, kept = self._manifest.holder(digests), self._manifest.kept(digests)
+                holder, kept = self._manifest.holder(digests), self._manifest.texts.kept(digests)
                 missing += [
                     content
                     for content in batch
@@ -593,7 +593,7 @@ class LocalReplica:
         with self.contents.in_history(content.digest) as fd:
             if fd is not None and self._stage.copy(content.digest, fd):
                 return True
-        extent = self._manifest.extent(content.digest) if kept else None
+        extent = self._manifest.texts.extent(content.digest) if kept else None
         text = self._bases.read(extent) if extent else None
         return text is not None and self._stage.put(content.digest, text)
 
@@ -699,7 +699,7 @@ class LocalReplica:
                 self._run = seq
             gone = {path for path, row, before in records if _is_folder(before) and not row.entry.alive}
             self._manifest.forget_fingerprints(gone | touched)
-            self._manifest.keep(self._bases.flush())
+            self._manifest.texts.keep(self._bases.flush())
             wait_for_disk()
         if kind != "sync":  # nobody will acknowledge it
             self._run = 0
@@ -784,8 +784,8 @@ class LocalReplica:
         self._stage.clear()
         has_cut = self._lists.are_new()
         with self._manifest.transaction():
-            self._manifest.keep(self._bases.flush())
-            self._manifest.add_samples(self._lists.samples())
+            self._manifest.texts.keep(self._bases.flush())
+            self._manifest.samples.add(self._lists.samples())
             self._manifest.set_mark(peer, mark, time.time())
             if self._run:
                 self._manifest.past.name_run(self._run, peer.name)

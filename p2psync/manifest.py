@@ -7,7 +7,6 @@ fingerprint stands costs none of them.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import os
@@ -18,21 +17,33 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from p2psync.columns import ENTRY, blob, decoded, entry_columns, entry_of, row_of, version_of
-from p2psync.core.model import Digest, Entry, Extent, Kind, Record, Row
+from p2psync.columns import (
+    BASES,
+    ENTRY,
+    IS_COMMON,
+    IS_FILE,
+    VALUES,
+    blob,
+    decoded,
+    entry_columns,
+    entry_of,
+    row_of,
+    version_of,
+)
+from p2psync.core.model import Digest, Entry, Kind, Record, Row
 from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import join, split
-from p2psync.core.replica import Change, Content, Identity, Mark, Point
+from p2psync.core.replica import Change, Identity, Mark, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, copied, is_sound, mark_damaged, told
 from p2psync.errors import Damaged, ReplicaError
 from p2psync.past import Past, Run
+from p2psync.samples import Samples
+from p2psync.texts import Texts
 
 _T = TypeVar("_T")
 
 SCHEMA_VERSION = 3
-BASES = 8
-"""Earlier versions of a path that a merge may start from, whoever has them; and see `Manifest.bases`."""
 REMEMBERED = 100
 """Earlier versions remembered of each path."""
 
@@ -98,25 +109,6 @@ _UPGRADES = {
 }
 """What brings a manifest of an older format to the next one."""
 
-_IS_FILE = "+kind = 1"
-"""For a statement about all files. The plus has SQLite read the table as it lies: by the index of digests
-it would seek each row, which takes twenty times as long."""
-_IS_COMMON = (
-    "(EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
-    " OR EXISTS (SELECT 1 FROM left_behind"
-    " WHERE pending = path AND born <= acknowledged AND acknowledged < seq))"
-)
-"""Was a remembered version the present one when its path was last in step with some other replica?"""
-_NEEDED_TEXTS = f"""
-SELECT digest FROM entry WHERE {_IS_FILE}
-UNION ALL SELECT digest FROM remembered WHERE kind = 1 AND path IN (SELECT path FROM conflict)
-UNION ALL SELECT digest FROM (
-    SELECT *, row_number() OVER (PARTITION BY path ORDER BY seq DESC) AS place FROM remembered)
-    WHERE kind = 1 AND (place <= {BASES} OR {_IS_COMMON})"""
-
-_CHUNK = 500
-"""Values bound to one statement: below SQLite's oldest limit, 999."""
-
 
 class PeerRecord(NamedTuple):
     """What is remembered of a replica that this one was in touch with."""
@@ -140,6 +132,8 @@ class Manifest:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self.past = Past(connection, self.entry)
+        self.texts = Texts(connection)
+        self.samples = Samples(connection)
         self._directory_ids: dict[bytes, int] = {}
         self._missing_directory: bytes | None = None
 
@@ -421,8 +415,8 @@ class Manifest:
             if len(names) == 1:
                 yield self.row(join(folder, names[0]))
                 continue
-            for start in range(0, len(names), _CHUNK):
-                chunk = names[start : start + _CHUNK]
+            for start in range(0, len(names), VALUES):
+                chunk = names[start : start + VALUES]
                 found = self._db.execute(
                     f"SELECT {ENTRY}, stat_mtime_ns, stat_ctime_ns, stat_inode, racy, name FROM entry"
                     " WHERE directory = (SELECT id FROM directory WHERE path = ?)"
@@ -474,8 +468,8 @@ class Manifest:
     def holder(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
         """Return, for those of these contents that some file has, the path of one."""
         found: dict[Digest, bytes] = {}
-        for start in range(0, len(digests), _CHUNK):
-            chunk = digests[start : start + _CHUNK]
+        for start in range(0, len(digests), VALUES):
+            chunk = digests[start : start + VALUES]
             rows = self._db.execute(
                 "SELECT digest, path, name FROM directory JOIN ("
                 "SELECT digest, min(directory) AS folder, name FROM entry"  # the name is that of the least
@@ -520,7 +514,7 @@ class Manifest:
         self._db.executemany(
             "DELETE FROM remembered WHERE path = ? AND seq <="
             " (SELECT seq FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)"
-            f" AND NOT {_IS_COMMON}",
+            f" AND NOT {IS_COMMON}",
             ((path, path, REMEMBERED) for path, row, _ in superseded if row.entry.revision > REMEMBERED),
         )
         self._db.executemany(
@@ -584,7 +578,7 @@ class Manifest:
         """
         found = self._db.execute(
             f"SELECT {ENTRY} FROM (SELECT *, row_number() OVER (ORDER BY seq DESC) AS place FROM remembered"
-            f" WHERE path = ?) WHERE place <= {BASES} OR {_IS_COMMON} ORDER BY seq",
+            f" WHERE path = ?) WHERE place <= {BASES} OR {IS_COMMON} ORDER BY seq",
             (path,),
         )
         return [self._entry(columns) for columns in found]
@@ -617,7 +611,7 @@ class Manifest:
 
     def files(self) -> int:
         """Return how many files there are."""
-        (count,) = self._db.execute(f"SELECT count(*) FROM entry WHERE {_IS_FILE}").fetchone()
+        (count,) = self._db.execute(f"SELECT count(*) FROM entry WHERE {IS_FILE}").fetchone()
         return int(count)
 
     # -- runs
@@ -728,114 +722,14 @@ class Manifest:
         self._db.execute("DELETE FROM mount")
         self._db.executemany("INSERT INTO mount VALUES (?)", ((path,) for path in paths))
 
-    # -- kept texts
-
-    def extent(self, digest: Digest) -> Extent | None:
-        """Return where the text with this digest is kept."""
-        found = self._db.execute("SELECT * FROM kept WHERE digest = ?", (digest,)).fetchone()
-        return Extent(*found) if found else None
-
-    def kept(self, digests: Sequence[Digest]) -> set[Digest]:
-        """Return which of these texts are kept."""
-        found: set[Digest] = set()
-        for start in range(0, len(digests), _CHUNK):
-            chunk = digests[start : start + _CHUNK]
-            marks = ",".join("?" * len(chunk))
-            rows = self._db.execute(f"SELECT digest FROM kept WHERE digest IN ({marks})", chunk)
-            found.update(digest for (digest,) in rows)
-        return found
-
-    def keep(self, extents: Iterable[Extent]) -> None:
-        """Remember where texts are kept."""
-        self._db.executemany(
-            "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?, ?)",
-            ((blob(digest), *place) for digest, *place in extents),
-        )
-
-    def old_texts(self) -> int:
-        """Return how many texts `forget_texts` would forget."""
-        found = self._db.execute(f"SELECT count(*) FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})")
-        return int(found.fetchone()[0])
-
-    def forget_texts(self, little: int) -> tuple[int, list[Extent]]:
-        """Forget the texts that no merge may start from any more.
-
-        Of each path the present one stays, those of the versions of `bases`, and where a conflict is
-        remembered those of all versions.
-
-        Args:
-            little: a block that lost some, and of which less than so many bytes are left, is given up.
-
-        Returns:
-            How many were forgotten, and the texts that were in such blocks, to be kept elsewhere.
-        """
-        before = self.text_blocks()
-        forgotten = self._db.execute(f"DELETE FROM kept WHERE digest NOT IN ({_NEEDED_TEXTS})").rowcount
-        after = self.text_blocks() if forgotten else before
-        given_up = {block for block, size in after.items() if size < min(little, before[block])}
-        if not given_up:
-            return forgotten, []
-        texts = [text for text in self.all_kept() if (text.offset, text.length) in given_up]
-        self.forget_kept(text.digest for text in texts)
-        return forgotten, texts
-
-    def forget_kept(self, digests: Iterable[Digest]) -> None:
-        """Forget where these texts are kept."""
-        self._db.executemany("DELETE FROM kept WHERE digest = ?", ((digest,) for digest in digests))
-
-    def text_blocks(self) -> dict[tuple[int, int], int]:
-        """Return how many bytes of text are in each block, by offset and length, in the file's order."""
-        found = self._db.execute(
-            "SELECT offset, length, sum(size) FROM kept GROUP BY offset, length ORDER BY offset"
-        )
-        return {(offset, length): size for offset, length, size in found}
-
     # -- large contents
-
-    def add_samples(self, samples: Iterable[tuple[bytes, Digest]]) -> None:
-        """Remember chunks, by their hashes, and in which contents they are; see `chunks.samples_of`."""
-        self._db.executemany("INSERT OR IGNORE INTO sample VALUES (?, ?)", samples)
-
-    def has_samples(self) -> bool:
-        """Is any chunk remembered?"""
-        return self._db.execute("SELECT 1 FROM sample LIMIT 1").fetchone() is not None
-
-    def with_samples(self, hashes: Sequence[bytes], most: int) -> list[Digest]:
-        """Return in which contents most of these chunks are, those with the most of them first."""
-        found: collections.Counter[Digest] = collections.Counter()
-        for start in range(0, len(hashes), _CHUNK):
-            chunk = hashes[start : start + _CHUNK]
-            marks = ",".join("?" * len(chunk))
-            rows = self._db.execute(f"SELECT digest FROM sample WHERE hash IN ({marks})", chunk)
-            found.update(digest for (digest,) in rows)
-        return [digest for digest, _ in found.most_common(most)]
-
-    def unsampled(self, since: int, least: int, most: int, count: int) -> list[tuple[bytes, Content]]:
-        """Return the files not changed after `since`, from `least` to `most` bytes, that were not sampled.
-
-        The latest `count` of them.
-        """
-        found = self._db.execute(
-            "SELECT path, name, digest, size FROM entry JOIN directory ON directory.id = entry.directory"
-            f" WHERE {_IS_FILE} AND +seq <= ? AND size BETWEEN ? AND ? AND NOT EXISTS"
-            " (SELECT 1 FROM sample WHERE hash = x'' AND sample.digest = entry.digest)"
-            " ORDER BY +seq DESC LIMIT ?",
-            (since, least, most, count),
-        )
-        return [(join(folder, name), Content(digest, size)) for folder, name, digest, size in found]
-
-    def forget_samples(self) -> None:
-        """Forget the chunks of contents that are in no file any more."""
-        self._db.execute(
-            f"DELETE FROM sample WHERE digest NOT IN (SELECT digest FROM entry WHERE {_IS_FILE})"
-        )
 
     def may_be_held(self, digest: Digest) -> bool:
         """May large contents be in a file here, or in one of a replica that has not seen the latest edits?"""
         if any(self.holders(digest)):
             return True
         found = self._db.execute(
-            f"SELECT path, {_IS_COMMON} FROM remembered WHERE kind = 1 AND digest = ?", (digest,)
+            f"SELECT path, {IS_COMMON} FROM remembered WHERE kind = 1 AND digest = ?", (digest,)
         )
         return any(is_common or self._is_base(digest, path) for path, is_common in found.fetchall())
 
@@ -897,10 +791,6 @@ class Manifest:
         """Yield every earlier version and its path; None: it cannot be decoded."""
         found = self._db.execute(f"SELECT {ENTRY}, CAST(path AS BLOB) FROM remembered ORDER BY path, seq")
         return ((columns[8], decoded(entry_of, columns)) for columns in found)
-
-    def all_kept(self) -> Iterator[Extent]:
-        """Yield where all texts are kept, in the order of the file."""
-        return map(Extent._make, self._db.execute("SELECT * FROM kept ORDER BY offset"))
 
     def add_repair(self, records: Sequence[Record], run: Run) -> None:
         """Vouch for files whose bytes were put back, and remember the run, under a number of its own.

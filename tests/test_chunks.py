@@ -294,7 +294,7 @@ def test_a_file_that_is_written_to_is_not_sampled(pair: tuple[Path, Path], size:
 
         home.alike = written_to  # type: ignore[method-assign]
         assert sync_open(home, peer).transferred == size + 1
-        assert home.manifest.with_samples(some_of(hashes_of(noise(size, 6))), 4) == []
+        assert home.manifest.samples.contents_with(some_of(hashes_of(noise(size, 6))), 4) == []
     synced(*pair)
 
 
@@ -314,7 +314,7 @@ def test_a_file_that_is_written_to_while_it_is_sampled_is_sampled_another_day(
     with monkeypatch.context() as patch, opened(pair[0]) as home, contextlib.closing(far(pair[1])) as peer:
         patch.setattr(alike, "hashes_of_some", written_to)
         sync_open(home, peer)
-        assert home.manifest.with_samples(some_of(hashes_of(noise(1 << 19, 6))), 4) == []
+        assert home.manifest.samples.contents_with(some_of(hashes_of(noise(1 << 19, 6))), 4) == []
         assert not samples_known(home, noise(1 << 19, 5))
     (pair[0] / "other").write_bytes(noise(1 << 19, 5))  # as if nothing had been
     os.utime(pair[0] / "other", ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -402,12 +402,12 @@ def test_what_a_file_may_be_made_of_is_forgotten_when_it_is_in_no_file_any_more(
 ) -> None:
     with opened(pair[0]) as home:
         home.collect(Limits(days=0, percent=0))
-        assert home.manifest.has_samples()
+        assert home.manifest.samples.are_any()
     (pair[0] / "file").unlink()
     synced(*pair)
     with opened(pair[0]) as home:
         home.collect(Limits(days=0, percent=0))
-        assert not home.manifest.has_samples()
+        assert not home.manifest.samples.are_any()
 
 
 def test_samples_of_what_is_in_no_file_any_more_are_forgotten(pair: tuple[Path, Path]) -> None:
@@ -475,7 +475,7 @@ def test_what_is_known_of_large_files_that_change_all_the_time_has_a_limit(
         most = max(most, len(lists_known(pair[0])))
     assert most <= 2 * 10 + 4 + 1
     with opened(pair[0]) as home:
-        assert len(home.manifest.with_samples([chunks.SAMPLED], 100)) <= most
+        assert len(home.manifest.samples.contents_with([chunks.SAMPLED], 100)) <= most
 
 
 def test_a_list_of_chunks_that_is_gone_is_made_anew(pair: tuple[Path, Path]) -> None:
@@ -487,7 +487,7 @@ def test_a_list_of_chunks_that_is_gone_is_made_anew(pair: tuple[Path, Path]) -> 
 
 
 def samples_known(replica: LocalReplica, data: bytes) -> bool:
-    return replica.manifest.with_samples([chunks.SAMPLED], 100).count(digest(data)) == 1
+    return replica.manifest.samples.contents_with([chunks.SAMPLED], 100).count(digest(data)) == 1
 
 
 def test_what_the_other_side_does_not_hold_any_more_is_sent(pair: tuple[Path, Path]) -> None:

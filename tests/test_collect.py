@@ -21,14 +21,16 @@ from p2psync import history
 from p2psync.bases import Bases
 from p2psync.chunks import ChunkLists
 from p2psync.collect import Collector
+from p2psync.columns import BASES
 from p2psync.config import history_limits
 from p2psync.core.choose import Filter
 from p2psync.core.model import Kind, Prefer, Resolution
 from p2psync.core.retention import DAY_SECONDS, Kept, Limits
 from p2psync.errors import ReplicaError
 from p2psync.local import LocalReplica
-from p2psync.manifest import BASES, Manifest
+from p2psync.manifest import Manifest
 from p2psync.sync import Session
+from p2psync.texts import Texts
 from p2psync.undo import contents, past, restore, undo
 from tests.support import (
     Quiet,
@@ -362,7 +364,7 @@ def test_a_text_that_all_others_are_past_is_not_kept(tmp_path: Path) -> None:
 def texts(root: Path) -> dict[bytes, bytes | None]:
     """Return the kept texts by their digests."""
     with opened(root) as replica:
-        return {text.digest: replica.contents.text(text.digest) for text in replica.manifest.all_kept()}
+        return {text.digest: replica.contents.text(text.digest) for text in replica.manifest.texts.all()}
 
 
 def space_of_bases(root: Path) -> int:
@@ -511,7 +513,7 @@ def test_history_goes_also_where_there_is_no_room_to_forget_texts(
         raise ReplicaError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Manifest, "forget_texts", no_room)
+        patch.setattr(Texts, "forget_old", no_room)
         with pytest.raises(ReplicaError, match="full"):
             collect_at(here, NOTHING_STAYS)
     assert first not in shelves(here) + runs(here)
@@ -541,7 +543,7 @@ def test_texts_are_on_disk_elsewhere_before_their_old_place_is_forgotten(
 
     with opened(there) as replica, monkeypatch.context() as patch:
         noting(os, "fsync", "on disk")
-        noting(Manifest, "keep", "known")
+        noting(Texts, "keep", "known")
         noting(Bases, "free_all_but", "old one free")
         replica.collect(Limits())
     assert happened == ["known", "on disk", "known", "old one free"]

@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from p2psync import manifest as manifest_module
+from p2psync.columns import BASES
 from p2psync.core.detect import vanish
 from p2psync.core.model import Entry, Extent, Record, Row, Stat
 from p2psync.core.order import WHOLE_FOLDER
@@ -23,7 +24,7 @@ from p2psync.core.paths import MAX_PATH
 from p2psync.core.replica import Change, Identity, Mark
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp
 from p2psync.errors import Damaged, ReplicaError
-from p2psync.manifest import BASES, REMEMBERED, SCHEMA_VERSION, Manifest
+from p2psync.manifest import REMEMBERED, SCHEMA_VERSION, Manifest
 from tests.support import digest, directory, do_not_wait_for_disk, file, symlink, tombstone, version
 
 NEW_IN_3 = ["left_behind", "used", "seen", "answered"]
@@ -116,7 +117,7 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
         database.commit()
     for _ in range(2):
         with contextlib.closing(Manifest.open(place)) as manifest:
-            assert not manifest.has_samples()
+            assert not manifest.samples.are_any()
             assert manifest.bases(b"f") == []
             assert manifest._db.execute("SELECT * FROM answered").fetchall() == [(b"a", 5)]
             assert [manifest.has_used(tick) for tick in (99, 100, 101)] == [True, True, False]
@@ -166,7 +167,7 @@ def test_an_upgrade_of_which_one_step_fails_leaves_the_manifest_as_it_was(
         with pytest.raises(ReplicaError, match="cannot be used"):
             Manifest.open(place)
     with contextlib.closing(Manifest.open(place)) as manifest:
-        assert not manifest.has_samples()
+        assert not manifest.samples.are_any()
 
 
 @pytest.mark.parametrize("died", [True, False])
@@ -185,14 +186,14 @@ def test_after_a_death_all_of_the_manifest_is_looked_at(place: bytes, died: bool
 
 def test_contents_are_found_by_what_they_have_in_common(place: bytes) -> None:
     with contextlib.closing(Manifest.open(place)) as manifest:
-        manifest.add_samples([(b"1", digest(b"a")), (b"2", digest(b"a")), (b"2", digest(b"b"))])
-        manifest.add_samples([(b"2", digest(b"b")), (b"3", digest(b"c"))])
-        assert manifest.with_samples([b"1", b"2"], 4) == [digest(b"a"), digest(b"b")]
-        assert manifest.with_samples([b"1", b"2"], 1) == [digest(b"a")]
-        assert manifest.with_samples([b"4"], 4) == manifest.with_samples([], 4) == []
+        manifest.samples.add([(b"1", digest(b"a")), (b"2", digest(b"a")), (b"2", digest(b"b"))])
+        manifest.samples.add([(b"2", digest(b"b")), (b"3", digest(b"c"))])
+        assert manifest.samples.contents_with([b"1", b"2"], 4) == [digest(b"a"), digest(b"b")]
+        assert manifest.samples.contents_with([b"1", b"2"], 1) == [digest(b"a")]
+        assert manifest.samples.contents_with([b"4"], 4) == manifest.samples.contents_with([], 4) == []
         record(manifest, b"f", file(b"c"))
-        manifest.forget_samples()
-        assert manifest.with_samples([b"1", b"2", b"3"], 4) == [digest(b"c")]
+        manifest.samples.forget_old()
+        assert manifest.samples.contents_with([b"1", b"2", b"3"], 4) == [digest(b"c")]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
@@ -558,11 +559,11 @@ def test_what_is_skipped_is_new_once(manifest: Manifest) -> None:
 def test_where_texts_are_kept_is_remembered(manifest: Manifest) -> None:
     extents = [Extent(digest(b"%d" % n), n, n, n, n) for n in range(700)]
     with manifest.transaction():
-        manifest.keep(extents)
+        manifest.texts.keep(extents)
     asked = [digest(b"%d" % n) for n in range(650, 1400)]
-    assert manifest.kept(asked) == set(asked[:50])
-    assert manifest.extent(digest(b"5")) == extents[5]
-    assert manifest.extent(digest(b"700")) is None
+    assert manifest.texts.kept(asked) == set(asked[:50])
+    assert manifest.texts.extent(digest(b"5")) == extents[5]
+    assert manifest.texts.extent(digest(b"700")) is None
 
 
 def test_a_peer_is_in_step_only_with_nothing_left_behind(manifest: Manifest) -> None:
