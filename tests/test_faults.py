@@ -78,7 +78,7 @@ def every(stride: int, *salt: str) -> Iterator[int]:
     return count(1 + sum(map(len, salt)) % stride, stride)
 
 
-@pytest.mark.parametrize("stride", [41, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [53, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("side", ["near", "far"])
 @pytest.mark.parametrize("transport", ["path", "ssh"], indirect=True)
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -157,7 +157,7 @@ def name_of(call: str) -> str:
     return max((name for name in CAN_FAIL if f"{call} ".startswith(f"{name} ")), key=len)
 
 
-@pytest.mark.parametrize("stride", [53, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [67, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("side", ["near", "far"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_after_an_error_at_any_call_the_next_run_mends_all(
@@ -330,7 +330,7 @@ def is_of_file(step: dict[str, Any]) -> bool:
     return step["what"] == "write" or (step["what"] in ("make", "dress") and stat.S_ISREG(step["mode"]))
 
 
-@pytest.mark.parametrize("stride", [37, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [47, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loses", ["near", "far", "near and far"])
 def test_after_a_power_cut_at_any_step_the_next_run_mends_all(
     recorded: Recorded, loses: str, stride: int, record_property: Callable[[str, object], None]

@@ -265,7 +265,7 @@ def test_a_lost_manifest_is_made_anew_and_nothing_is_lost_or_undone(
     assert list(root.glob(".p2psync/manifest.db.damaged-*")) or loss is lose
 
 
-@pytest.mark.parametrize("damage", ["zeros", "noise"])
+@pytest.mark.parametrize("damage", ["zeros", pytest.param("noise", marks=pytest.mark.slow)])
 def test_a_manifest_of_which_any_page_is_damaged_is_made_anew(tmp_path: Path, damage: str) -> None:
     tree = {b"d/" + b"x" * 100 + b"%d" % number: b"%d" % number for number in range(100)}
     root, other = new_replica(tmp_path / "root", tree), new_replica(tmp_path / "other")
