@@ -150,6 +150,7 @@ class Collector:
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.forget_folders()
+            self._manifest.forget_ticks()
             self._manifest.forget_skipped(filter(self._is_gone, self._manifest.skipped()))
             if until:
                 self._manifest.past.set_collected(int(time.time()))

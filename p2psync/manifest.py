@@ -289,10 +289,6 @@ class Manifest:
         """Make sure that the tick of `stamp` is never issued again (I2), and is recalled as used."""
         self._db.execute("UPDATE meta SET value = max(value, ?) WHERE key = 'tick'", (stamp.tick,))
         self._db.execute("INSERT OR IGNORE INTO used VALUES (?)", (stamp.tick,))
-        self._db.execute(
-            "DELETE FROM used WHERE tick <= (SELECT tick FROM used ORDER BY tick DESC LIMIT 1 OFFSET ?)",
-            (RECALLED,),
-        )
 
     def newest(self) -> int:
         """Return the sequence number of the newest change."""
@@ -334,6 +330,13 @@ class Manifest:
         found = self._db.execute("SELECT 1 FROM used WHERE tick = ?", (tick,)).fetchone()
         (oldest,) = self._db.execute("SELECT min(tick) FROM used").fetchone()
         return found is not None or tick < oldest
+
+    def forget_ticks(self) -> None:
+        """Forget what was used before the latest of many ticks: that is not doubted any more."""
+        self._db.execute(
+            "DELETE FROM used WHERE tick <= (SELECT tick FROM used ORDER BY tick DESC LIMIT 1 OFFSET ?)",
+            (RECALLED,),
+        )
 
     def seen(self, replica: ReplicaId) -> int:
         """Return the largest tick of a replica that any version here has had; 0: none."""

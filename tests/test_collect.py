@@ -221,17 +221,19 @@ def test_what_is_gone_is_told_of_in_the_versions_of_a_path(tmp_path: Path, clock
 # -- what is not there any more, or never took so much room
 
 
-def delete_by_hand(root: Path, run: str) -> None:
-    shutil.rmtree(root / ".p2psync" / "history" / run)
+def lose_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, str, str]:
+    """Have two runs keep 40 and 90 bytes, and somebody delete the latter; return replicas and runs."""
+    here, there = pair(folder, {b"f": b"\0" * 40, b"g": b"\0" * 90})
+    small, large = make_run(here, there), make_run(here, there, "g")
+    shutil.rmtree(here / ".p2psync" / "history" / large)
+    small_disk(monkeypatch)
+    return here, there, small, large
 
 
 def test_what_was_deleted_in_the_history_by_hand_makes_nothing_else_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = pair(tmp_path, {b"f": b"\0" * 40, b"g": b"\0" * 90})
-    small, large = make_run(here, there), make_run(here, there, "g")
-    delete_by_hand(here, large)
-    small_disk(monkeypatch)
+    here, there, small, _ = lose_a_run(tmp_path, monkeypatch)
     latest = make_run(here, there)
     assert (runs(here), shelves(here)) == ([latest, small], [latest, small])
 
@@ -239,10 +241,7 @@ def test_what_was_deleted_in_the_history_by_hand_makes_nothing_else_go(
 def test_the_latest_run_is_known_also_if_what_it_kept_was_deleted_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = pair(tmp_path, {b"f": b"\0" * 40, b"g": b"\0" * 90})
-    small, large = make_run(here, there), make_run(here, there, "g")
-    delete_by_hand(here, large)
-    small_disk(monkeypatch)
+    here, there, small, large = lose_a_run(tmp_path, monkeypatch)
     sync(here, there)
     assert collect_at(here, NOTHING_STAYS) == []
     assert (runs(here), shelves(here)) == ([large, small], [small])
@@ -728,6 +727,17 @@ def test_a_deletion_that_a_replica_was_left_behind_with_is_not_forgotten(
     clock.pass_days(40)
     collect_at(here)
     assert known(here, b"gone")
+
+
+def test_of_very_many_ticks_the_first_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = pair(tmp_path, {b"f": b"1"})
+    for number in range(4):
+        put(here, "f", b"%d" % number)
+        sync(here, there)
+    monkeypatch.setattr("p2psync.manifest.RECALLED", 2)
+    collect_at(here)
+    with contextlib.closing(sqlite3.connect(here / ".p2psync" / "manifest.db")) as database:
+        assert database.execute("SELECT count(*) FROM used").fetchone() == (2,)
 
 
 @pytest.mark.parametrize("before", ["in step", "never met"])

@@ -513,6 +513,8 @@ def test_of_very_many_ticks_the_latest_are_recalled_and_earlier_ones_not_doubted
     with manifest.transaction():
         for tick in (10, 20, 30, 40):
             manifest.use(Stamp(ReplicaId(1), tick))
+        assert not manifest.has_used(15)
+        manifest.forget_ticks()
     assert [manifest.has_used(tick) for tick in (20, 25, 30, 35, 40)] == [True, True, True, False, True]
 
 
