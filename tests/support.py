@@ -114,9 +114,9 @@ def staged(root: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def mounted(place: Path) -> Iterator[None]:
+def mounted(place: Path, size: str = "1m") -> Iterator[None]:
     """Mount an empty disk on a folder for as long as the block runs; skip the test where that cannot be."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "p2psync-test", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "p2psync-test", str(place)]
     if (
         os.geteuid() != 0
         or sys.platform != "linux"

@@ -26,6 +26,7 @@ from tests.powercut import Change, Replay, at_random, everything, names_only, no
 from tests.powercut import steps as recorded_steps
 from tests.shim import CAN_FAIL, LOOKING, Fault, Nursery, Ran, Side
 from tests.sshd import Sshd
+from tests.support import mounted
 from tests.test_ssh import unlocked
 
 
@@ -216,15 +217,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "p2psync-test", str(place)]
-    if (
-        os.geteuid() != 0
-        or sys.platform != "linux"
-        or subprocess.run(command, capture_output=True).returncode
-    ):
-        pytest.skip("needs the right to mount")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with mounted(place, "2m"):
+        yield place
 
 
 def resize(disk: Path, size: str) -> None:
