@@ -95,7 +95,7 @@ class Alike:
     def _likely(self, new: Sequence[Content], since: int) -> list[Content]:
         """Return what was not sampled yet, the likeliest first."""
         sizes = {content.digest: content.size for content in new}
-        paths = self._manifest.holder(list(sizes))
+        paths = self._manifest.holders.any_of(list(sizes))
         most = MOST_TIMES * max(sizes.values())
         found = dict(self._manifest.samples.unsampled(since, WORTH_BYTES, most, _AMONG))
         places = {path: sizes[digest] for digest, path in paths.items()}

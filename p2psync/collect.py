@@ -149,6 +149,7 @@ class Collector:
             self._manifest.past.forget_runs(runs)
             pending = self._manifest.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
+            self._manifest.holders.forget_old()
             self._manifest.forget_folders()
             self._manifest.forget_ticks()
             self._manifest.forget_skipped(filter(self._is_gone, self._manifest.skipped()))

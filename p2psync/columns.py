@@ -16,9 +16,6 @@ _KINDS = list(Kind)
 
 BASES = 8
 """Earlier versions of a path that a merge may start from, whoever has them; and see `Manifest.bases`."""
-IS_FILE = "+kind = 1"
-"""For a statement about all files. The plus has SQLite read the table as it lies: by the index of digests
-it would seek each row, which takes twenty times as long."""
 IS_COMMON = (
     "(EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
     " OR EXISTS (SELECT 1 FROM left_behind"

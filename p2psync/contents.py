@@ -36,7 +36,7 @@ class Contents:
         """Is what a version holds anywhere here, as far as names and sizes tell? `find` makes sure."""
         if entry.kind is not Kind.FILE or entry.size == 0 or self._manifest.texts.extent(entry.digest):
             return entry.alive
-        if any(map(self.at, self._manifest.holders(entry.digest))):
+        if any(map(self.at, self._manifest.holders.of(entry.digest))):
             return True
         return any(lstat(name, shelf).st_size == entry.size for shelf, name in self._shelves(entry.digest))
 
@@ -137,7 +137,7 @@ class Contents:
             is_good: told path and descriptor, says whether the file will do; None: any.
             first: one of the files, to be tried before the others are looked for.
         """
-        for path in chain(() if first is None else (first,), self._manifest.holders(digest)):
+        for path in chain(() if first is None else (first,), self._manifest.holders.of(digest)):
             with self.file(path) as fd:
                 if fd is not None and (is_good is None or is_good(path, fd)):
                     yield fd
@@ -165,7 +165,7 @@ class Contents:
 
     def _shelves(self, digest: Digest) -> Iterator[Shelf]:
         """Yield where the history should have a file with this digest."""
-        for run, path in self._manifest.past.replaced(digest):
+        for run, path in self._manifest.holders.replaced(digest):
             for name in (run,) if run else self._died:
                 yield from self._history.places(name, path)
 

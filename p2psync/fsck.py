@@ -427,7 +427,7 @@ class _Check:
         text = self._bases.read(extent) if extent else None
         if text is not None and self._stage.put(digest, text):
             yield "the bases"
-        for path in self._manifest.holders(digest):
+        for path in self._manifest.holders.of(digest):
             if path not in self._rotten:
                 with contents.file(path) as fd:
                     if fd is not None and self._stage.copy(digest, fd):

@@ -510,7 +510,7 @@ class LocalReplica:
             for start in range(0, len(wanted), BATCH):
                 batch = wanted[start : start + BATCH]
                 digests = [content.digest for content in batch]
-                holder, kept = self._manifest.holder(digests), self._manifest.texts.kept(digests)
+                holder, kept = self._manifest.holders.any_of(digests), self._manifest.texts.kept(digests)
                 missing += [
                     content
                     for content in batch

@@ -21,7 +21,6 @@ from p2psync.columns import (
     BASES,
     ENTRY,
     IS_COMMON,
-    IS_FILE,
     VALUES,
     blob,
     decoded,
@@ -37,13 +36,14 @@ from p2psync.core.replica import Change, Identity, Mark, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, copied, is_sound, mark_damaged, told
 from p2psync.errors import Damaged, ReplicaError
+from p2psync.holders import Holders
 from p2psync.past import Past, Run
 from p2psync.samples import Samples
 from p2psync.texts import Texts
 
 _T = TypeVar("_T")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 REMEMBERED = 100
 """Earlier versions remembered of each path."""
 
@@ -58,13 +58,11 @@ CREATE TABLE entry (
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
 CREATE INDEX entry_seq ON entry (seq);
 CREATE INDEX entry_born ON entry (born) WHERE born < seq;
-CREATE INDEX entry_digest ON entry (digest) WHERE kind = 1;
 CREATE TABLE remembered (
     path BLOB NOT NULL, seq INTEGER NOT NULL, born INTEGER NOT NULL,
     kind INTEGER NOT NULL, version BLOB NOT NULL, revision INTEGER NOT NULL, digest BLOB NOT NULL,
     size INTEGER NOT NULL, mode INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, target BLOB NOT NULL,
     UNIQUE (path, version));
-CREATE INDEX remembered_digest ON remembered (digest) WHERE kind = 1;
 CREATE INDEX remembered_seq ON remembered (seq);
 CREATE INDEX remembered_born ON remembered (born);
 CREATE TABLE run (
@@ -96,6 +94,8 @@ _SEEN = "CREATE TABLE seen (replica INTEGER PRIMARY KEY, tick INTEGER NOT NULL)"
 _ANSWERED = (
     "CREATE TABLE answered (address BLOB, replica INTEGER, PRIMARY KEY (address, replica)) WITHOUT ROWID"
 )
+_HOLDER = """CREATE TABLE holder (
+    digest BLOB, directory INTEGER, name BLOB, PRIMARY KEY (digest, directory, name)) WITHOUT ROWID"""
 _UPGRADES = {
     1: (_SAMPLE,),
     2: (
@@ -105,6 +105,15 @@ _UPGRADES = {
         _SEEN,
         _ANSWERED,
         "INSERT INTO answered SELECT address, replica FROM peer WHERE address != x''",
+    ),
+    3: (
+        "DROP INDEX IF EXISTS entry_digest",
+        "DROP INDEX IF EXISTS remembered_digest",
+        _HOLDER,
+        "INSERT OR IGNORE INTO directory (path) SELECT folder_of(path) FROM remembered WHERE kind = 1",
+        "INSERT INTO holder SELECT digest, directory, name FROM entry WHERE kind = 1 ORDER BY digest",
+        "INSERT OR IGNORE INTO holder SELECT digest, id, name_of(remembered.path)"
+        " FROM remembered JOIN directory ON directory.path = folder_of(remembered.path) WHERE kind = 1",
     ),
 }
 """What brings a manifest of an older format to the next one."""
@@ -132,6 +141,7 @@ class Manifest:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self.past = Past(connection, self.entry)
+        self.holders = Holders(connection)
         self.texts = Texts(connection)
         self.samples = Samples(connection)
         self._directory_ids: dict[bytes, int] = {}
@@ -148,7 +158,6 @@ class Manifest:
         with manifest.transaction():
             for statement in _SCHEMA.split(";\n"):
                 manifest._db.execute(statement)
-            manifest._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             for key, value in (
                 ("replica", _random_bits(63) or 1),
                 ("epoch", _random_bits(63) or 1),
@@ -158,8 +167,7 @@ class Manifest:
                 ("collected", int(time.time())),  # what has just begun has nothing to clean up
             ):
                 manifest._db.execute("INSERT INTO meta VALUES (?, ?)", (key, value))
-            for statement in itertools.chain.from_iterable(_UPGRADES.values()):
-                manifest._db.execute(statement)
+            manifest._upgrade(1)
         return manifest
 
     @classmethod
@@ -197,18 +205,20 @@ class Manifest:
             setattr(database, "file", file)  # noqa: B010 - of Database
             manifest = cls(database)
             if version < SCHEMA_VERSION:
-                manifest._upgrade(version)
+                with manifest.transaction():
+                    manifest._upgrade(version)
         except ReplicaError:
             database.close()
             raise
         return manifest
 
     def _upgrade(self, version: int) -> None:
-        with self.transaction():
-            for older in range(version, SCHEMA_VERSION):
-                for statement in _UPGRADES[older]:
-                    self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.create_function("folder_of", 1, lambda path: split(path)[0])
+        self._db.create_function("name_of", 1, lambda path: split(path)[1])
+        for older in range(version, SCHEMA_VERSION):
+            for statement in _UPGRADES[older]:
+                self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @classmethod
     def make_anew(cls, file: bytes, name: str) -> Manifest:
@@ -259,6 +269,7 @@ class Manifest:
             if not begun:
                 self.begin()
             yield
+            self.holders.add()
             self._db.execute("COMMIT")
         except BaseException:
             self.roll_back()
@@ -271,6 +282,7 @@ class Manifest:
     def roll_back(self) -> None:
         """Forget the open transaction, if any."""
         self._directory_ids.clear()
+        self.holders.roll_back()
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
@@ -459,30 +471,6 @@ class Manifest:
         )
         return (Change(join(columns[8], columns[9]), self._entry(columns)) for columns in found)
 
-    def holders(self, digest: Digest) -> Iterator[bytes]:
-        """Yield the paths of the files that have these contents, read as they are asked for."""
-        found = self._db.execute(
-            "SELECT path, name FROM entry JOIN directory ON directory.id = entry.directory"
-            " WHERE kind = 1 AND digest = ?",
-            (digest,),
-        )
-        return (join(directory, name) for directory, name in found)
-
-    def holder(self, digests: Sequence[Digest]) -> dict[Digest, bytes]:
-        """Return, for those of these contents that some file has, the path of one."""
-        found: dict[Digest, bytes] = {}
-        for start in range(0, len(digests), VALUES):
-            chunk = digests[start : start + VALUES]
-            rows = self._db.execute(
-                "SELECT digest, path, name FROM directory JOIN ("
-                "SELECT digest, min(directory) AS folder, name FROM entry"  # the name is that of the least
-                f" WHERE kind = 1 AND digest IN ({','.join('?' * len(chunk))}) GROUP BY digest)"
-                " ON directory.id = folder",
-                chunk,
-            )
-            found.update((digest, join(directory, name)) for digest, directory, name in rows)
-        return found
-
     def record(self, records: Sequence[Record]) -> int:
         """Write rows under a new sequence number and return it; versions that they replace are remembered."""
         if not records:
@@ -493,6 +481,7 @@ class Manifest:
 
     def record_under(self, seq: int, records: Sequence[Record]) -> None:
         """Write rows under a number that this transaction has taken; see `record`."""
+        self.holders.recorded(seq)
         versions = {id(record.row.entry.version): record.row.entry.version for record in records}
         self._db.executemany(
             "INSERT INTO seen VALUES (?, ?)"
@@ -614,7 +603,7 @@ class Manifest:
 
     def files(self) -> int:
         """Return how many files there are."""
-        (count,) = self._db.execute(f"SELECT count(*) FROM entry WHERE {IS_FILE}").fetchone()
+        (count,) = self._db.execute("SELECT count(*) FROM entry WHERE kind = 1").fetchone()
         return int(count)
 
     # -- runs
@@ -671,6 +660,8 @@ class Manifest:
         empty = self._db.execute(
             "SELECT id, path FROM directory WHERE path != x''"
             " AND NOT EXISTS (SELECT 1 FROM entry WHERE entry.directory = directory.id)"
+            " AND NOT EXISTS (SELECT 1 FROM remembered WHERE remembered.path"
+            " BETWEEN CAST(directory.path || '/' AS BLOB) AND CAST(directory.path || '0' AS BLOB))"
         )
         gone = []
         for number, path in empty.fetchall():
@@ -729,12 +720,9 @@ class Manifest:
 
     def may_be_held(self, digest: Digest) -> bool:
         """May large contents be in a file here, or in one of a replica that has not seen the latest edits?"""
-        if any(self.holders(digest)):
-            return True
-        found = self._db.execute(
-            f"SELECT path, {IS_COMMON} FROM remembered WHERE kind = 1 AND digest = ?", (digest,)
+        return any(self.holders.of(digest)) or any(
+            is_common or self._is_base(digest, path) for path, is_common in self.holders.before(digest)
         )
-        return any(is_common or self._is_base(digest, path) for path, is_common in found.fetchall())
 
     def _is_base(self, digest: Digest, path: bytes) -> bool:
         """Are contents among the latest of a file that is there?"""
@@ -759,7 +747,10 @@ class Manifest:
     def faults(self) -> list[str]:
         """Return what SQLite finds wrong with its file."""
         try:
-            return [line for (line,) in self._db.execute("PRAGMA integrity_check").fetchall() if line != "ok"]
+            found = self._db.execute("PRAGMA integrity_check").fetchall()
+            faults = [line for (line,) in found if line != "ok"]
+            lost = 0 if faults else self.holders.missing()
+            return [f"{lost} files cannot be found by their contents"] if lost else faults
         except (ReplicaError, sqlite3.DatabaseError) as error:
             return [str(error)]
 

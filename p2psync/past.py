@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from p2psync.columns import ENTRY, entry_of
-from p2psync.core.model import Digest, Entry, Resolution
+from p2psync.core.model import Entry, Resolution
 from p2psync.core.paths import join, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import Change
@@ -144,18 +144,6 @@ class Past:
             " WHERE copy != x'' GROUP BY copy"
         )
         return [(path, copy, at) for path, copy, at in found]
-
-    def replaced(self, digest: Digest) -> list[tuple[str, bytes]]:
-        """Return where in the history a file with this digest should be: a run's name, and the path there.
-
-        No name: it was found replaced; a run may have done so that died before it could be recorded.
-        """
-        found = self._db.execute(
-            "SELECT coalesce(run.name, ''), path FROM remembered LEFT JOIN run ON run.seq = remembered.seq"
-            " WHERE remembered.kind = 1 AND digest = ?",
-            (digest,),
-        )
-        return [(name, path) for name, path in found]
 
     def forget_runs(self, names: Iterable[str]) -> None:
         """Forget runs whose history is gone, and the conflicts that they settled, but not open ones."""

@@ -9,7 +9,7 @@ import collections
 import sqlite3
 from collections.abc import Iterable, Sequence
 
-from p2psync.columns import IS_FILE, VALUES
+from p2psync.columns import VALUES
 from p2psync.core.model import Digest
 from p2psync.core.paths import join
 from p2psync.core.replica import Content
@@ -47,7 +47,7 @@ class Samples:
         """
         found = self._db.execute(
             "SELECT path, name, digest, size FROM entry JOIN directory ON directory.id = entry.directory"
-            f" WHERE {IS_FILE} AND +seq <= ? AND size BETWEEN ? AND ? AND NOT EXISTS"
+            " WHERE kind = 1 AND +seq <= ? AND size BETWEEN ? AND ? AND NOT EXISTS"
             " (SELECT 1 FROM sample WHERE hash = x'' AND sample.digest = entry.digest)"
             " ORDER BY +seq DESC LIMIT ?",
             (since, least, most, count),
@@ -56,4 +56,4 @@ class Samples:
 
     def forget_old(self) -> None:
         """Forget the chunks of contents that are in no file any more."""
-        self._db.execute(f"DELETE FROM sample WHERE digest NOT IN (SELECT digest FROM entry WHERE {IS_FILE})")
+        self._db.execute("DELETE FROM sample WHERE digest NOT IN (SELECT digest FROM entry WHERE kind = 1)")

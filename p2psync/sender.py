@@ -34,7 +34,7 @@ class Sender:
         return _batches(self._whole(digests, remember))
 
     def _whole(self, digests: Sequence[Digest], remember: bool) -> Iterator[Piece]:
-        holder = self._manifest.holder(digests)
+        holder = self._manifest.holders.any_of(digests)
         for digest in digests:
             with self._opened(digest, holder.get(digest)) as fd:
                 size = os.fstat(fd).st_size if fd is not None else 0

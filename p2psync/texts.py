@@ -8,11 +8,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
-from p2psync.columns import BASES, IS_COMMON, IS_FILE, VALUES, blob
+from p2psync.columns import BASES, IS_COMMON, VALUES, blob
 from p2psync.core.model import Digest, Extent
 
 _NEEDED = f"""
-SELECT digest FROM entry WHERE {IS_FILE}
+SELECT digest FROM entry WHERE kind = 1
 UNION ALL SELECT digest FROM remembered WHERE kind = 1 AND path IN (SELECT path FROM conflict)
 UNION ALL SELECT digest FROM (
     SELECT *, row_number() OVER (PARTITION BY path ORDER BY seq DESC) AS place FROM remembered)

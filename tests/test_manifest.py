@@ -27,7 +27,8 @@ from p2psync.errors import Damaged, ReplicaError
 from p2psync.manifest import REMEMBERED, SCHEMA_VERSION, Manifest
 from tests.support import digest, directory, do_not_wait_for_disk, file, symlink, tombstone, version
 
-NEW_IN_3 = ["left_behind", "used", "seen", "answered"]
+NEW_IN_4 = ["holder"]
+NEW_IN_3 = ["left_behind", "used", "seen", "answered", *NEW_IN_4]
 STAT = Stat(3, 123_456_789_123, 223_456_789_123, 42)
 
 
@@ -104,21 +105,39 @@ def test_a_manifest_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("older", "lacks"), [(1, ["sample", *NEW_IN_3]), (2, NEW_IN_3)])
+@pytest.mark.parametrize(("older", "lacks"), [(1, ["sample", *NEW_IN_3]), (2, NEW_IN_3), (3, NEW_IN_4)])
 def test_a_manifest_of_an_older_format_is_brought_up_to_date(
     place: bytes, older: int, lacks: list[str]
 ) -> None:
+    with contextlib.closing(Manifest.open(place)) as manifest:
+        record(manifest, b"d/\xff/f", file(b"1"))
+        record(manifest, b"d/\xff/f", file(b"2", seen=version(tick=2)), file(b"1"))
+        record(manifest, b"gone/f", file(b"3"))
+        record(manifest, b"gone/f", file(b"4", seen=version(tick=2)), file(b"3"))
+        with manifest.transaction():
+            manifest.forget_present([b"gone/f"])
+        manifest._db.execute("DELETE FROM directory WHERE path = x'676f6e65'")
+        manifest._db.execute(
+            "INSERT INTO peer (replica, name, address) VALUES (5, 'a', x'61'), (6, 'b', x'')"
+        )
+        manifest._db.execute("INSERT OR IGNORE INTO answered VALUES (x'61', 5)")
+        manifest._db.execute("UPDATE meta SET value = 100 WHERE key = 'tick'")
+        manifest._db.execute("UPDATE used SET tick = 100")
     with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
         for table in lacks:
             database.execute(f"DROP TABLE {table}")
-        database.execute("INSERT INTO peer (replica, name, address) VALUES (5, 'a', x'61'), (6, 'b', x'')")
-        database.execute("UPDATE meta SET value = 100 WHERE key = 'tick'")
+        if older < 4:
+            database.execute("CREATE INDEX entry_digest ON entry (digest) WHERE kind = 1")
         database.execute(f"PRAGMA user_version = {older}")
         database.commit()
     for _ in range(2):
         with contextlib.closing(Manifest.open(place)) as manifest:
             assert not manifest.samples.are_any()
             assert manifest.bases(b"f") == []
+            assert [*manifest.holders.of(digest(b"2"))] == [b"d/\xff/f"]
+            assert manifest.holders.replaced(digest(b"1")) == [("", b"d/\xff/f")]
+            assert manifest.holders.replaced(digest(b"3")) == [("", b"gone/f")]
+            assert manifest.faults() == []
             assert manifest._db.execute("SELECT * FROM answered").fetchall() == [(b"a", 5)]
             assert [manifest.has_used(tick) for tick in (99, 100, 101)] == [True, True, False]
     with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
@@ -317,21 +336,83 @@ def test_files_are_found_by_their_contents(manifest: Manifest) -> None:
         manifest.record([Record(b"d/%d" % n, Row(file(b"%d" % (n % 600)))) for n in range(1000)])
         manifest.record([Record(b"l", Row(symlink(b"1"))), Record(b"t", Row(tombstone()))])
     digests = [digest(b"%d" % n) for n in range(700)]
-    assert sorted(manifest.holders(digest(b"1"))) == [b"d/1", b"d/601"]
-    assert list(manifest.holders(digest(b"699"))) == []
-    found = manifest.holder(digests)
+    assert sorted(manifest.holders.of(digest(b"1"))) == [b"d/1", b"d/601"]
+    assert list(manifest.holders.of(digest(b"699"))) == []
+    found = manifest.holders.any_of(digests)
     assert found[digest(b"1")] in {b"d/1", b"d/601"}
     assert found[digest(b"599")] == b"d/599"
     assert set(found) == set(digests[:600])
+
+
+def test_what_was_recorded_is_found_by_its_contents_before_it_is_committed(manifest: Manifest) -> None:
+    manifest.begin()
+    manifest.record([Record(b"a", Row(file(b"1")))])
+    assert [*manifest.holders.of(digest(b"1"))] == [b"a"]
+    manifest.record([Record(b"a", Row(file(b"2", seen=version(tick=2))), file(b"1"))])
+    manifest.record([Record(b"a", Row(file(b"3", seen=version(tick=3))), file(b"2", seen=version(tick=2)))])
+    assert [manifest.holders.any_of([digest(data)]) for data in (b"1", b"2", b"3")] == [
+        {},
+        {},
+        {digest(b"3"): b"a"},
+    ]
+    assert [manifest.holders.replaced(digest(data)) for data in (b"1", b"2")] == [[("", b"a")]] * 2
+    manifest.roll_back()
+    assert manifest.holders.any_of([digest(b"3")]) == {}
+    manifest.begin()
+    manifest.record([Record(b"a", Row(file(b"4")))])
+    manifest.roll_back()
+    record(manifest, b"b", file(b"5"))
+    assert manifest.holders.any_of([digest(b"4"), digest(b"5")]) == {digest(b"5"): b"b"}
+
+
+def test_a_file_that_moved_is_found_where_it_is(manifest: Manifest) -> None:
+    for path in (b"a/f", b"b/f", b"c/f"):
+        record(manifest, path, file(b"1"))
+        record(manifest, path, tombstone(seen=version(tick=2)), file(b"1"))
+    record(manifest, b"d/f", file(b"1"))
+    assert [*manifest.holders.of(digest(b"1"))] == [b"d/f"]
+    assert manifest.holders.any_of([digest(b"1")]) == {digest(b"1"): b"d/f"}
+
+
+@pytest.mark.parametrize("path", [b"f", b"d/\xff", b"d/\xc3\xa9/\x01f"])
+def test_where_contents_were_is_known_as_long_as_the_version_is(manifest: Manifest, path: bytes) -> None:
+    record(manifest, path, file(b"1"))
+    record(manifest, path, file(b"2", seen=version(tick=2)), file(b"1"))
+    record(manifest, path, tombstone(seen=version(tick=3)), file(b"2", seen=version(tick=2)))
+    record(manifest, b"e/f", file(b"3"))
+    rows = "SELECT count(*) FROM holder"
+    with manifest.transaction():
+        manifest.holders.forget_old()
+        manifest.forget_folders()
+    assert manifest._db.execute(rows).fetchone() == (3,)
+    assert [manifest.holders.replaced(digest(data)) for data in (b"1", b"2")] == [[("", path)]] * 2
+    with manifest.transaction():
+        manifest.forget_present([path])
+        manifest.holders.forget_old()
+        manifest.forget_folders()
+    assert manifest.holders.replaced(digest(b"1")) == [("", path)]
+    with manifest.transaction():
+        manifest.forget([path])
+        manifest.holders.forget_old()
+    assert manifest._db.execute(rows).fetchone() == (1,)
+    assert [*manifest.holders.of(digest(b"3"))] == [b"e/f"]
+
+
+def test_files_that_could_not_be_found_by_their_contents_are_a_fault(manifest: Manifest) -> None:
+    record(manifest, b"d/f", file(b"1"))
+    record(manifest, b"d/g", file(b"2"))
+    assert manifest.faults() == []
+    manifest._db.execute("DELETE FROM holder WHERE name = x'66'")
+    assert manifest.faults() == ["1 files cannot be found by their contents"]
 
 
 def test_all_of_many_files_with_the_same_contents_are_found(manifest: Manifest) -> None:
     paths = {b"%d/%d" % (n % 3, n) for n in range(100)}
     with manifest.transaction():
         manifest.record([Record(path, Row(file(b"same"))) for path in paths])
-    found = list(manifest.holders(digest(b"same")))
+    found = list(manifest.holders.of(digest(b"same")))
     assert (len(found), set(found)) == (100, paths)
-    assert manifest.holder([digest(b"same")])[digest(b"same")] in paths
+    assert manifest.holders.any_of([digest(b"same")])[digest(b"same")] in paths
 
 
 def test_to_find_one_of_many_files_with_the_same_contents_takes_no_longer_than_of_few(
@@ -344,7 +425,7 @@ def test_to_find_one_of_many_files_with_the_same_contents_takes_no_longer_than_o
     for data in (b"few", b"many"):
         steps.append(0)
         manifest._db.set_progress_handler(lambda: steps.append(steps.pop() + 1), 1)
-        assert next(manifest.holders(digest(data)))
+        assert next(manifest.holders.of(digest(data)))
         manifest._db.set_progress_handler(None, 1)
     assert steps[1] <= steps[0]
 
