@@ -256,6 +256,7 @@ class LocalReplica:
         """The root of the other side, if that is on this machine."""
         self._run = 0
         """The sequence number of what was applied last, until it is acknowledged."""
+        self._is_applying = False
 
     def _open_sidecar(self, shown: str) -> int:
         """Open the root, and return a descriptor of the sidecar.
@@ -659,6 +660,7 @@ class LocalReplica:
         if not transitions:
             return
         now = time.time()
+        self._is_applying = True
         run = history.begin_run(self._history, self._manifest.past.has_run, now)
         with self._staging():
             for digest, text in self._stage.unread_texts():
@@ -701,6 +703,7 @@ class LocalReplica:
             self._manifest.forget_fingerprints(gone | touched)
             self._manifest.texts.keep(self._bases.flush())
             wait_for_disk()
+        self._is_applying = False
         if kind != "sync":  # nobody will acknowledge it
             self._run = 0
             self._stage.clear()
@@ -720,6 +723,24 @@ class LocalReplica:
                 with self.contents.file(path) as fd:
                     if fd is not None:
                         self._bases.add(entry.digest, os.read(fd, entry.size))
+
+    def give_up(self, peer: str) -> bool:
+        """Forget what was planned with a peer that failed: nothing of it may get into what comes next.
+
+        Args:
+            peer: its name.
+
+        Returns:
+            Whether that stopped in the midst of being carried out: then the tree has to be scanned again.
+        """
+        self._manifest.roll_back()
+        self._transitions, self._moves, self._foreseen = (), {}, Foreseen(self._manifest)
+        self._stage.give_up()
+        if self._run:  # it will not be acknowledged
+            with self._manifest.transaction():
+                self._manifest.past.name_run(self._run, peer)
+        was_applying, self._is_applying, self._run = self._is_applying, False, 0
+        return was_applying
 
     # -- what was
 

@@ -424,10 +424,10 @@ def _round(
         if result.changed_rules and not options.dry_run and options.plans is None:
             link.session.scan(True)
             link.run.results.append(link.session.round(options.prefer, True, *limits))
-    except P2PSyncError as error:
-        link.run.error = error
-    except OSError as error:
-        link.run.error = ReplicaError(str(error))
+    except (P2PSyncError, OSError) as error:
+        link.run.error = error if isinstance(error, P2PSyncError) else ReplicaError(str(error))
+        if not options.dry_run and home.give_up(link.replica.identity.name):
+            home_scanned = None
     identity = link.replica.identity.replica
     if not options.dry_run and identity != link.identity:  # it has become another
         home.met(identity, link.run.peer.address)

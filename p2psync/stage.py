@@ -91,8 +91,8 @@ class Stage:
             tight: there is no room for what broken runs left, but for whole files that are wanted.
             waiting: paths of files for which there is no room at all, each with what is to be said of it.
         """
+        self.give_up()
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
-        self._waiting, self._stats, self._new, self._unread, self._trouble = {}, {}, [], [], {}
         self.left_over.bring_back(self._wanted, self._parent)
         if tight:
             self.left_over.give_way()
@@ -377,6 +377,10 @@ class Stage:
         """Remove all that is staged, for nothing waits for it; what is large is put by."""
         sweep(self._root, b"", self._put_by)
         self.left_over.tidy(self._wanted[path].digest for path in self._stats)
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Wait for nothing any more; what is staged is left, as by a run that broke."""
         self._wanted, self._waiting, self._stats, self._trouble = {}, {}, {}, {}
         self._new, self._unread = [], []
 

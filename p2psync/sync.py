@@ -422,6 +422,8 @@ class Session:
 
     def _apply_side(self, side: Side) -> None:
         side.carried_out = True
+        if not side.transitions:
+            return
         for applied in side.replica.apply():
             side.done += applied.done
             side.problems += applied.problems
