@@ -147,7 +147,7 @@ class Collector:
             self._manifest.texts.keep(texts)
             self._set_sizes(kept)
             self._manifest.past.forget_runs(runs)
-            pending = self._manifest.pending()
+            pending = self._manifest.replicas.pending()
             self._manifest.forget([p for p in old if p not in pending and not self._is_needed(p, stay)])
             self._manifest.holders.forget_old()
             self._manifest.forget_folders()
@@ -200,7 +200,7 @@ class Collector:
 
     def _keep_bases(self, run: Run) -> None:
         """Keep the texts of a run's history that some replica may still have as its latest version."""
-        if run.seq <= self._manifest.acknowledged():
+        if run.seq <= self._manifest.replicas.acknowledged():
             return
         for _, before, _ in self._manifest.past.changed_by(run.seq):
             if before and before.kind is Kind.FILE and before.size <= MAX_TEXT:

@@ -375,7 +375,7 @@ class _Check:
         with self._manifest.transaction():
             self._manifest.forget_fingerprints({b""}.union(*map(ancestors, there)))
             self._manifest.forget_present(nowhere)
-            self._manifest.ask_again(nowhere)
+            self._manifest.replicas.ask_again(nowhere)
         self.report.repaired.update(dict.fromkeys(there, "the disk, with the next sync"))
         self.report.repaired.update(dict.fromkeys(nowhere, "what the peers have, with the next sync"))
 

@@ -74,8 +74,9 @@ from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaEr
 from p2psync.foreseen import Foreseen
 from p2psync.held import Held
 from p2psync.history import History
-from p2psync.manifest import Manifest, PeerRecord
+from p2psync.manifest import Manifest
 from p2psync.past import Run
+from p2psync.replicas import PeerRecord
 from p2psync.reserve import Reserve, has_room
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
@@ -783,7 +784,7 @@ class LocalReplica:
         """Become another replica; see `Replica.remint`."""
         self._scanned = {}
         with self._manifest.transaction():
-            self._manifest.remint(max(since, self._manifest.acknowledged_by(peer)))
+            self._manifest.remint(max(since, self._manifest.replicas.acknowledged_by(peer)))
         return self.identity
 
     def nonce(self, seq: int) -> int | None:
@@ -796,7 +797,7 @@ class LocalReplica:
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """Return how far this replica has taken in the changes of `peer`, None if never."""
-        mark, tick = self._manifest.mark(peer), self._manifest.seen(peer)
+        mark, tick = self._manifest.replicas.mark(peer), self._manifest.replicas.seen(peer)
         return msgspec.structs.replace(mark or Mark(0, 0, b""), tick=tick) if tick else mark
 
     def acknowledge(self, peer: Identity, mark: Mark) -> None:
@@ -807,7 +808,7 @@ class LocalReplica:
         with self._manifest.transaction():
             self._manifest.texts.keep(self._bases.flush())
             self._manifest.samples.add(self._lists.samples())
-            self._manifest.set_mark(peer, mark, time.time())
+            self._manifest.replicas.set_mark(peer, mark, time.time())
             if self._run:
                 self._manifest.past.name_run(self._run, peer.name)
         self._run = 0
@@ -836,13 +837,13 @@ class LocalReplica:
             address: where.
             recalls: see `Replica.recalls`, of the peer.
         """
-        before = self._manifest.answers_at(address)
-        mark = self._manifest.mark(before) if before and before != peer else None
+        before = self._manifest.replicas.answers_at(address)
+        mark = self._manifest.replicas.mark(before) if before and before != peer else None
         is_same = mark is not None and mark.seq > 0 and recalls(mark.seq, mark.nonce)
         with self._manifest.transaction():
             if before and is_same:
-                self._manifest.succeed(before, peer)
-            self._manifest.met(peer, address)
+                self._manifest.replicas.succeed(before, peer)
+            self._manifest.replicas.met(peer, address)
 
     def forget_peers(self, address: str, others: Collection[str]) -> None:
         """Forget the replicas that answered at an address, if they did not at one of the others.
@@ -850,11 +851,11 @@ class LocalReplica:
         What was deleted is not remembered for them any longer than for those that were never met.
         """
         with self._manifest.transaction():
-            self._manifest.forget_peers(address, others)
+            self._manifest.replicas.forget(address, others)
 
     def peers(self) -> list[PeerRecord]:
         """Return all replicas that this one was in touch with."""
-        return self._manifest.peers()
+        return self._manifest.replicas.all()
 
     def changes_since(self, seq: int) -> Iterator[tuple[bytes, Action]]:
         """Yield the paths whose entries changed after sequence number `seq`, and what happened to them.

@@ -1,4 +1,4 @@
-"""The manifest: every path's entry, in SQLite. Owns the schema, all SQL, sequence numbers and ticks.
+"""The manifest: every path's entry, in SQLite. Owns the schema, the rows, sequence numbers and ticks.
 
 One transaction a step. A sequence number is the number of the commit that last changed a row, so that
 "what changed since" is one range. Directories have numbers: rows are short, and a directory whose
@@ -13,9 +13,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
-
-import msgspec
+from typing import Any, TypeVar
 
 from p2psync.columns import (
     BASES,
@@ -32,12 +30,13 @@ from p2psync.columns import (
 from p2psync.core.model import Digest, Entry, Kind, Record, Row
 from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import join, split
-from p2psync.core.replica import Change, Identity, Mark, Point
+from p2psync.core.replica import Change, Identity, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, copied, is_sound, mark_damaged, told
 from p2psync.errors import Damaged, ReplicaError
 from p2psync.holders import Holders
 from p2psync.past import Past, Run
+from p2psync.replicas import Replicas
 from p2psync.samples import Samples
 from p2psync.texts import Texts
 
@@ -119,18 +118,6 @@ _UPGRADES = {
 """What brings a manifest of an older format to the next one."""
 
 
-class PeerRecord(NamedTuple):
-    """What is remembered of a replica that this one was in touch with."""
-
-    replica: ReplicaId
-    name: str
-    address: str
-    synced_at: int | None
-    """Seconds since 1970; None: never in step."""
-    acknowledged: int
-    """A sequence number of this replica: all up to it, the other has too, but for what is pending."""
-
-
 RECALLED = 100_000
 """Changes of its own that a replica recalls: who has not met it for so many takes it for a copy."""
 
@@ -144,6 +131,7 @@ class Manifest:
         self.holders = Holders(connection)
         self.texts = Texts(connection)
         self.samples = Samples(connection)
+        self.replicas = Replicas(connection, self.newest)
         self._directory_ids: dict[bytes, int] = {}
         self._missing_directory: bytes | None = None
 
@@ -350,11 +338,6 @@ class Manifest:
             (RECALLED,),
         )
 
-    def seen(self, replica: ReplicaId) -> int:
-        """Return the largest tick of a replica that any version here has had; 0: none."""
-        found = self._db.execute("SELECT tick FROM seen WHERE replica = ?", (replica,)).fetchone()
-        return int(found[0]) if found else 0
-
     def recalls(self, seq: int, nonce: int) -> bool:
         """Was there ever this change?"""
         return seq == 0 or (seq, nonce) in self._db.execute("SELECT * FROM nonce WHERE seq = ?", (seq,))
@@ -388,11 +371,6 @@ class Manifest:
                 version = (before or [NOTHING])[-1].bump(stamp)
                 renewed.append((version.encode(), self._directory_id(split(path)[0]), split(path)[1]))
         self._db.executemany("UPDATE entry SET version = ? WHERE directory = ? AND name = ?", renewed)
-
-    def acknowledged_by(self, peer: ReplicaId) -> int:
-        """Return the sequence number up to which `peer` has taken in the changes, as far as is known."""
-        found = self._db.execute("SELECT acknowledged FROM peer WHERE replica = ?", (peer,)).fetchone()
-        return int(found[0]) if found else 0
 
     def next_seq(self) -> int:
         """Return a new sequence number, for what this transaction records."""
@@ -483,11 +461,7 @@ class Manifest:
         """Write rows under a number that this transaction has taken; see `record`."""
         self.holders.recorded(seq)
         versions = {id(record.row.entry.version): record.row.entry.version for record in records}
-        self._db.executemany(
-            "INSERT INTO seen VALUES (?, ?)"
-            " ON CONFLICT (replica) DO UPDATE SET tick = max(tick, excluded.tick)",
-            set(itertools.chain.from_iterable(versions.values())),
-        )
+        self.replicas.see(itertools.chain.from_iterable(versions.values()))
         records = self._record_gone(seq, records)
         superseded = [
             record
@@ -617,25 +591,12 @@ class Manifest:
         )
         return [join(directory, name) for directory, name in found]
 
-    def pending(self) -> set[bytes]:
-        """Return the paths that some replica was left behind with."""
-        found = self._db.execute("SELECT mark FROM peer WHERE mark IS NOT NULL").fetchall()
-        return {path for (data,) in found for path in self._mark(data).pending}
-
-    def acknowledged(self) -> int:
-        """Return up to which sequence number all replicas that this one syncs with have its changes."""
-        # Replicas below 0 may only read here, and need not come back.
-        (found,) = self._db.execute(
-            "SELECT min(acknowledged) FROM peer WHERE mark IS NOT NULL AND replica >= 0"
-        ).fetchone()
-        return self.newest() if found is None else int(found)
-
     def tombstones(self, tick: int) -> list[bytes]:
         """Return the paths deleted before `tick` whose deletion all known replicas have."""
         found = self._db.execute(
             f"SELECT {ENTRY}, path, name FROM entry JOIN directory ON directory.id = entry.directory"
             " WHERE kind = 0 AND seq <= ?",
-            (self.acknowledged(),),
+            (self.replicas.acknowledged(),),
         )
         return [
             join(columns[8], columns[9])
@@ -793,133 +754,6 @@ class Manifest:
         """
         self.vouch(records)
         self.past.add_run(run._replace(seq=self.next_seq()), ())
-
-    # -- peers
-
-    def mark(self, peer: ReplicaId) -> Mark | None:
-        """Return how far the changes of `peer` are taken in."""
-        found = self._db.execute("SELECT mark FROM peer WHERE replica = ?", (peer,)).fetchone()
-        return self._mark(found[0]) if found and found[0] else None
-
-    def set_mark(self, peer: Identity, mark: Mark, now: float) -> None:
-        """Remember how far the changes of `peer` are taken in, and that it has taken in all that is here.
-
-        A mark that leaves very much behind does not tell of all: the peer has what it had before then.
-        """
-        in_step = None if mark.pending else int(now)
-        found = self._db.execute(
-            "SELECT acknowledged FROM peer WHERE replica = ?", (peer.replica,)
-        ).fetchone()
-        before = found[0] if found else 0
-        knows_nothing = mark.pending and not mark.seq
-        self._db.execute(
-            "INSERT INTO peer (replica, name, synced_at, acknowledged, mark) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (replica) DO UPDATE SET"
-            " name = excluded.name, synced_at = coalesce(excluded.synced_at, synced_at),"
-            " acknowledged = excluded.acknowledged, mark = excluded.mark",
-            (
-                peer.replica,
-                peer.name,
-                in_step,
-                before if knows_nothing else self.newest(),
-                msgspec.msgpack.encode(mark),
-            ),
-        )
-        if not knows_nothing:
-            self._set_left_behind(peer.replica, before, mark.pending)
-
-    def _set_left_behind(self, peer: ReplicaId, before: int, pending: Collection[bytes]) -> None:
-        """Remember what a replica is left behind with; before, it had all up to that sequence number."""
-        found = self._db.execute("SELECT pending FROM left_behind WHERE replica = ?", (peer,))
-        known = {path for (path,) in found}
-        self._db.executemany(
-            "DELETE FROM left_behind WHERE replica = ? AND pending = ?",
-            [(peer, path) for path in known.difference(pending)],
-        )
-        self._db.executemany(
-            "INSERT INTO left_behind VALUES (?, ?, ?)",
-            [(peer, path, before) for path in pending if path not in known],
-        )
-
-    def ask_again(self, paths: Iterable[bytes]) -> None:
-        """Have all peers asked, at the next sync with each, what they have at these paths."""
-        again = set(paths)
-        for peer, data in self._db.execute(
-            "SELECT replica, mark FROM peer WHERE mark IS NOT NULL"
-        ).fetchall():
-            mark = self._mark(data)
-            asked = msgspec.structs.replace(mark, pending=sorted(again.union(mark.pending)))
-            place = (msgspec.msgpack.encode(asked), peer)
-            self._db.execute("UPDATE peer SET mark = ? WHERE replica = ?", place)
-
-    def met(self, peer: ReplicaId, address: str) -> None:
-        """Remember which replica answered at an address."""
-        place = os.fsencode(address)
-        self._db.execute("UPDATE peer SET address = x'' WHERE address = ?", (place,))
-        self._db.execute(
-            "INSERT INTO peer (replica, name, address) VALUES (?, '', ?)"
-            " ON CONFLICT (replica) DO UPDATE SET address = excluded.address",
-            (peer, place),
-        )
-        self._db.execute("INSERT OR IGNORE INTO answered VALUES (?, ?)", (place, peer))
-
-    def answers_at(self, address: str) -> ReplicaId | None:
-        """Return which replica answered last at an address."""
-        found = self._db.execute("SELECT replica FROM peer WHERE address = ?", (os.fsencode(address),))
-        return next((ReplicaId(replica) for (replica,) in found), None)
-
-    def succeed(self, old: ReplicaId, new: ReplicaId) -> None:
-        """Have one replica, which has become another, be that: what one had, the other has."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO peer SELECT ?, name, x'', synced_at, acknowledged, mark"
-            " FROM peer WHERE replica = ?",
-            (new, old),
-        )
-        for table in ("answered", "left_behind"):
-            self._db.execute(f"UPDATE OR IGNORE {table} SET replica = ? WHERE replica = ?", (new, old))
-        self._forget_peer(old)
-
-    def forget_peers(self, address: str, others: Collection[str]) -> None:
-        """Forget the replicas that answered at an address, if they did not at one of the others."""
-        if address in others:
-            return
-        known: set[ReplicaId] = set()
-        for other in others:
-            known |= self._answered_at(other)
-        for replica in self._answered_at(address) - known:
-            self._forget_peer(replica)
-        self._db.execute("DELETE FROM answered WHERE address = ?", (os.fsencode(address),))
-
-    def _answered_at(self, address: str) -> set[ReplicaId]:
-        found = self._db.execute("SELECT replica FROM answered WHERE address = ?", (os.fsencode(address),))
-        return {ReplicaId(replica) for (replica,) in found}
-
-    def _forget_peer(self, replica: ReplicaId) -> None:
-        """Forget all of a replica but its name, by which people know its versions."""
-        self._db.execute("DELETE FROM left_behind WHERE replica = ?", (replica,))
-        self._db.execute(
-            "UPDATE peer SET address = x'', synced_at = NULL, acknowledged = 0, mark = NULL"
-            " WHERE replica = ?",
-            (replica,),
-        )
-        self._db.execute("DELETE FROM answered WHERE replica = ?", (replica,))
-
-    def peers(self) -> list[PeerRecord]:
-        """Return all replicas that this one was in touch with."""
-        found = self._db.execute(
-            "SELECT replica, name, address, synced_at, acknowledged FROM peer ORDER BY replica"
-        )
-        return [
-            PeerRecord(replica, name, os.fsdecode(place), synced_at, acknowledged)
-            for replica, name, place, synced_at, acknowledged in found
-        ]
-
-    def _mark(self, data: bytes) -> Mark:
-        with told(self._db):
-            try:
-                return msgspec.msgpack.decode(data, type=Mark)
-            except (msgspec.MsgspecError, TypeError) as error:
-                raise sqlite3.DatabaseError(f"a mark that is none: {error}") from error
 
     def _entry(self, columns: Sequence[Any]) -> Entry:
         with told(self._db):

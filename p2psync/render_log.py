@@ -156,7 +156,7 @@ def versions(replica: LocalReplica, path: bytes) -> list[VersionShown]:
         NotFound: none is.
     """
     manifest = replica.manifest
-    names = {record.replica: record.name for record in manifest.peers()}
+    names = {record.replica: record.name for record in manifest.replicas.all()}
     names[replica.identity.replica] = replica.identity.name
     run_names = {run.seq: run.name for run in manifest.past.runs()}
     conflicts = manifest.past.conflicts(path)

@@ -654,30 +654,30 @@ def test_a_peer_is_in_step_only_with_nothing_left_behind(manifest: Manifest) -> 
     synced = []
     for pending, now in (([b"left"], 100.5), ([], 200.5), ([b"left"], 300.5)):
         with manifest.transaction():
-            manifest.set_mark(peer, Mark(1, 2, b"", pending), now)
-        synced.append(manifest.peers()[0].synced_at)
+            manifest.replicas.set_mark(peer, Mark(1, 2, b"", pending), now)
+        synced.append(manifest.replicas.all()[0].synced_at)
     assert synced == [None, 200, 200]
 
 
 def test_a_peer_is_remembered_with_its_latest_address_and_name(manifest: Manifest) -> None:
     with manifest.transaction():
-        manifest.met(ReplicaId(5), "host:old")
-        manifest.met(ReplicaId(5), "host:\udcff")
-        manifest.set_mark(Identity(ReplicaId(5), "peer", 1), Mark(1, 2, b""), 1)
-    (peer,) = manifest.peers()
+        manifest.replicas.met(ReplicaId(5), "host:old")
+        manifest.replicas.met(ReplicaId(5), "host:\udcff")
+        manifest.replicas.set_mark(Identity(ReplicaId(5), "peer", 1), Mark(1, 2, b""), 1)
+    (peer,) = manifest.replicas.all()
     assert (peer.replica, peer.name, peer.address, peer.acknowledged) == (5, "peer", "host:\udcff", 0)
 
 
 def known_peers(manifest: Manifest) -> list[int]:
     """Return the replicas of which more is known than the name."""
-    return [peer.replica for peer in manifest.peers() if manifest.mark(peer.replica)]
+    return [peer.replica for peer in manifest.replicas.all() if manifest.replicas.mark(peer.replica)]
 
 
 def meet(manifest: Manifest, peer: int, *addresses: str) -> None:
     with manifest.transaction():
-        manifest.set_mark(Identity(ReplicaId(peer), f"name {peer}", 1), Mark(1, 2, b""), 1)
+        manifest.replicas.set_mark(Identity(ReplicaId(peer), f"name {peer}", 1), Mark(1, 2, b""), 1)
         for address in addresses:
-            manifest.met(ReplicaId(peer), address)
+            manifest.replicas.met(ReplicaId(peer), address)
 
 
 def test_who_answered_at_an_address_is_forgotten_but_for_the_name(manifest: Manifest) -> None:
@@ -686,24 +686,24 @@ def test_who_answered_at_an_address_is_forgotten_but_for_the_name(manifest: Mani
     meet(manifest, 7, "host:other")
     meet(manifest, 8)  # it only ever called
     with manifest.transaction():
-        manifest.forget_peers("host:x", ["host:other"])
+        manifest.replicas.forget("host:x", ["host:other"])
     assert known_peers(manifest) == [7, 8]
-    assert [peer.name for peer in manifest.peers()] == ["name 5", "name 6", "name 7", "name 8"]
-    assert manifest.answers_at("host:x") is None
+    assert [peer.name for peer in manifest.replicas.all()] == ["name 5", "name 6", "name 7", "name 8"]
+    assert manifest.replicas.answers_at("host:x") is None
 
 
 def test_who_answered_at_another_address_that_stays_is_not_forgotten(manifest: Manifest) -> None:
     meet(manifest, 5, "vpn:x", "host:x")
     with manifest.transaction():
-        manifest.forget_peers("host:x", ["vpn:x"])
+        manifest.replicas.forget("host:x", ["vpn:x"])
     assert known_peers(manifest) == [5]
     with manifest.transaction():
-        manifest.forget_peers("vpn:x", ["host:x"])  # which was another's once
+        manifest.replicas.forget("vpn:x", ["host:x"])  # which was another's once
     assert known_peers(manifest) == []
 
 
 def test_an_address_belongs_to_who_answered_there_last(manifest: Manifest) -> None:
     with manifest.transaction():
-        manifest.met(ReplicaId(5), "host:x")
-        manifest.met(ReplicaId(6), "host:x")
-    assert {peer.replica: peer.address for peer in manifest.peers()} == {5: "", 6: "host:x"}
+        manifest.replicas.met(ReplicaId(5), "host:x")
+        manifest.replicas.met(ReplicaId(6), "host:x")
+    assert {peer.replica: peer.address for peer in manifest.replicas.all()} == {5: "", 6: "host:x"}

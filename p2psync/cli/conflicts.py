@@ -35,7 +35,7 @@ def conflicts(context: click.Context, paths: tuple[bytes, ...], as_json: bool) -
     root = find_root()
     with closing(LocalReplica(root, lock=False)) as replica:
         found = open_conflicts(replica)
-        undecided: Sequence[bytes] = sorted(replica.manifest.pending()) if not paths else []
+        undecided: Sequence[bytes] = sorted(replica.manifest.replicas.pending()) if not paths else []
         if paths:
             found = named(found, [inside(root, path) for path in paths])
         names = replica.names()
