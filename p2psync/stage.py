@@ -40,7 +40,7 @@ from p2psync.disk import (
     write_all,
     write_sparse,
 )
-from p2psync.errors import ProtocolError
+from p2psync.errors import ProtocolError, ReplicaError
 from p2psync.leftover import LeftOver
 
 Blocks = Iterator[bytes | Span]
@@ -336,17 +336,39 @@ class Stage:
     def finish_directories(self) -> None:
         """Give the new directories their permissions and times, now that they are filled.
 
-        One that cannot have them stays, and so does the one that would bring it along.
+        One that cannot have them stays, and so does the one that would bring it along. What is in them and
+        was not staged by this run, like a part of a file that stayed behind, goes before it comes along.
+
+        Raises:
+            ReplicaError: something that was staged is not there any more.
         """
+        counts = collections.Counter(split(path)[0] for path in self._ready())
         for path in sorted((p for p, e in self._wanted.items() if e.kind is Kind.DIRECTORY), reverse=True):
             entry = self._wanted[path]
             try:
                 fd = self._root.directory(path)
+                if len(names := os.listdir(fd)) != counts[path]:
+                    self._tidy(path, fd, names)
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
                 os.fchmod(fd, entry.mode)
             except OSError as error:
                 for folder in (path, *ancestors(path)):
                     self._trouble[folder] = error
+
+    def _ready(self) -> Iterator[bytes]:
+        """Yield all paths that are staged."""
+        yield from self._stats
+        for path, entry in self._wanted.items():
+            if entry.kind is not Kind.FILE and path not in self._trouble:
+                yield path
+
+    def _tidy(self, folder: bytes, directory: int, found: Iterable[str]) -> None:
+        ready = {name for above, name in map(split, self._ready()) if above == folder}
+        names = set(map(os.fsencode, found))
+        for name in names - ready:
+            os.unlink(name, dir_fd=directory)
+        if ready - names:
+            raise ReplicaError("what was staged is not there any more; the next sync will stage it again")
 
     def place(self, path: bytes) -> tuple[int, bytes]:
         """Return where what is to be at `path` waits: a directory, good until the next call, and a name.
@@ -429,20 +451,30 @@ def _create(name: bytes, directory: int, mode: int = 0o600) -> int:
 def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | None:
     """Write a file of the stage; None if its contents are not what was wanted.
 
+    Args:
+        name: of the file.
+        directory: good until a block is asked for: that may come from elsewhere in the stage.
+        entry: what it is to be.
+        blocks: its contents.
+
     Raises:
         OSError: it cannot be written.
     """
-    fd = _create(name, directory)
+    directory = os.dup(directory)
     try:
-        if _write_blocks(fd, blocks, entry):
-            return _dress(fd, entry)
-    except OSError:
+        fd = _create(name, directory)
+        try:
+            if _write_blocks(fd, blocks, entry):
+                return _dress(fd, entry)
+        except OSError:
+            os.unlink(name, dir_fd=directory)
+            raise
+        finally:
+            os.close(fd)
         os.unlink(name, dir_fd=directory)
-        raise
+        return None
     finally:
-        os.close(fd)
-    os.unlink(name, dir_fd=directory)
-    return None
+        os.close(directory)
 
 
 def _write_blocks(fd: int, blocks: Blocks, entry: Entry) -> bool:

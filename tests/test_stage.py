@@ -14,11 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import p2psync.stage as stage_module
 from p2psync.core.model import Entry, Kind, Stat, Transition
 from p2psync.core.paths import split
 from p2psync.core.replica import Content, More, Piece
-from p2psync.disk import BLOCK, lstat, stat_of
-from p2psync.errors import ProtocolError
+from p2psync.disk import BLOCK, Span, lstat, stat_of
+from p2psync.errors import ProtocolError, ReplicaError
 from p2psync.stage import Stage
 from tests.support import (
     OLD_NS,
@@ -535,6 +536,53 @@ def test_a_copy_that_there_is_no_room_for_is_told_and_the_others_are_staged(
     with pytest.raises(OSError) as caught:
         stage.place(b"q")
     assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("other", [b"b/p", b"b/q"])
+def test_a_copy_in_another_folder_that_there_is_no_room_for_harms_no_other_and_leaves_nothing(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch, other: bytes
+) -> None:
+    def full(source: Span, target: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    expect(stage, {b"a": directory(), b"b": directory(), b"a/p": file(LARGE), other: file(LARGE)})
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "copy_span", full)
+        receive(stage, *in_pieces(LARGE))
+    stage.finish_directories()
+    assert in_stage(tmp_path).keys() == {b"a", b"a/p", b"b"}
+    assert stage.check(b"a/p")
+    with pytest.raises(OSError, match="No space") as caught:
+        stage.place(other)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_what_was_not_staged_for_a_new_folder_does_not_come_with_it(tmp_path: Path, stage: Stage) -> None:
+    expect(stage, {b"d": directory(), b"d/e": directory(), b"d/e/p": file(WANTED), b"d/l": symlink(b"x")})
+    receive(stage, whole(WANTED))
+    (tmp_path / "stage" / "d" / "e" / "part").write_bytes(b"of a file")
+    (tmp_path / "stage" / "d" / "\udcff").write_bytes(b"")
+    stage.finish_directories()
+    assert in_stage(tmp_path).keys() == {b"d", b"d/e", b"d/e/p", b"d/l"}
+    stage.check(b"d")
+
+
+def test_a_folder_with_what_was_not_staged_and_cannot_be_removed_stays(tmp_path: Path, stage: Stage) -> None:
+    expect(stage, {b"d": directory(), b"d/e": directory(), b"f": directory()})
+    (tmp_path / "stage" / "d" / "e" / "folder").mkdir()
+    stage.finish_directories()
+    stage.check(b"f")
+    for path in (b"d", b"d/e"):
+        with pytest.raises(OSError):
+            stage.check(path)
+
+
+def test_a_staged_file_that_is_gone_ends_the_run(tmp_path: Path, stage: Stage) -> None:
+    expect(stage, {b"d": directory(), b"d/p": file(WANTED), b"d/q": file(LARGE)})
+    receive(stage, whole(WANTED), whole(LARGE))
+    (tmp_path / "stage" / "d" / "p").unlink()
+    with pytest.raises(ReplicaError, match="not there any more"):
+        stage.finish_directories()
 
 
 @pytest.mark.parametrize(("call", "path"), [("symlink", b"l"), ("mkdir", b"d")])
