@@ -35,11 +35,11 @@ class Holders:
         self._recorded = 0
         """Under which number rows were recorded that are to be added; 0: none were."""
 
-    def recorded(self, seq: int) -> None:
-        """Rows are about to be recorded under this sequence number."""
+    def recorded(self, seq: int, files: bool) -> None:
+        """Rows are about to be recorded under this sequence number, some of them files or not."""
         if self._recorded != seq:
-            self.add()
-            self._recorded = seq
+            self.add()  # what is recorded now may replace it
+            self._recorded = seq if files else 0
 
     def add(self) -> None:
         """Add what was recorded: when a transaction ends, or when somebody asks."""

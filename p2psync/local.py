@@ -669,6 +669,7 @@ class LocalReplica:
         self._stage.finish_directories()
         wait_for_disk = begin_sync(self._root.fd)
         self._foreseen.write(self._stage.new_files(), self._bases)
+        self._manifest.holders.add()  # the disk takes longer
         wait_for_disk()
         records: list[Record] = []
         problems: list[Problem] = []

@@ -458,8 +458,8 @@ class Manifest:
         return seq
 
     def record_under(self, seq: int, records: Sequence[Record]) -> None:
-        """Write rows under a number that this transaction has taken; see `record`."""
-        self.holders.recorded(seq)
+        """Write rows under a number that this transaction has taken, each path once; see `record`."""
+        self.holders.recorded(seq, any(record.row.entry.kind is Kind.FILE for record in records))
         versions = {id(record.row.entry.version): record.row.entry.version for record in records}
         self.replicas.see(itertools.chain.from_iterable(versions.values()))
         records = self._record_gone(seq, records)

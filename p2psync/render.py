@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from p2psync.core.model import Action, Conflict, Kind, Resolution, Transition, action_of
-from p2psync.core.order import moved
+from p2psync.core.order import Move, moved
 from p2psync.core.paths import printable, shown
 from p2psync.errors import Exit, P2PSyncError
 from p2psync.run import PeerRun, worst
@@ -137,9 +137,9 @@ def count_changes(name: str, result: Result) -> list[str]:
     parts = []
     for where, side in (("here", result.local), (f"on {name}", result.peer)):
         failed = {problem.path for problem in side.problems}
-        counts: Counter[str] = Counter()
-        for told in _told(step for step in side.transitions if step.path not in failed):
-            counts[told.word] += told.paths
+        moving, others = _moving(step for step in side.transitions if step.path not in failed)
+        counts = Counter({"moved": sum(map(len, moving))} if moving else ())
+        counts.update(ACTION_WORDS[action_of(step)] for step in others)
         if counts:
             parts.append(", ".join(f"{count} {word}" for word, count in counts.items()) + f" {where}")
     return parts
@@ -156,16 +156,22 @@ class _Told(NamedTuple):
 
 
 def _told(transitions: Iterable[Transition]) -> list[_Told]:
-    steps = _visible(transitions)
-    moving = [*moved(steps)]
-    apart = {step.path for together in moving for move in together for step in move}
+    moving, others = _moving(transitions)
     told = [
         _Told("moved", f"{shown(old.path)} -> {shown(new.path)}", new, len(together))
         for together in moving
         for old, new in together[:1]
     ]
-    told += [_Told(ACTION_WORDS[action_of(s)], shown(s.path), s) for s in steps if s.path not in apart]
+    told += [_Told(ACTION_WORDS[action_of(step)], shown(step.path), step) for step in others]
     return told
+
+
+def _moving(transitions: Iterable[Transition]) -> tuple[list[list[Move]], list[Transition]]:
+    """Return what moves, and all else that people see."""
+    steps = _visible(transitions)
+    moving = [*moved(steps)]
+    apart = {step.path for together in moving for move in together for step in move}
+    return moving, [step for step in steps if step.path not in apart] if apart else steps
 
 
 def changes_of(side: Side) -> list[tuple[Action, bytes]]:

@@ -305,8 +305,8 @@ class Stage:
         """Return the contents that some file still waits for."""
         return [
             Content(digest, self._wanted[paths[0]].size)
-            for digest in self._waiting
-            if (paths := self._waiting_for(digest))
+            for digest, waiting in self._waiting.items()
+            if (paths := [path for path in waiting if path not in self._stats])
         ]
 
     def _waiting_for(self, digest: Digest) -> list[bytes]:

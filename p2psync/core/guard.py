@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from xxhash import xxh3_64_hexdigest
@@ -41,10 +41,10 @@ def parse_max_delete(text: str) -> MaxDelete:
     return MaxDelete(int(number), 0) if percent else MaxDelete(None, int(number))
 
 
-def deleted(transitions: Iterable[Transition]) -> int:
+def deleted(transitions: Collection[Transition]) -> int:
     """Return how many files' contents would be gone from the tree: what only moves is not deleted."""
     gone: Counter[bytes] = Counter()
-    for step in transitions:
+    for step in transitions if any(map(_takes_a_file, transitions)) else ():
         before = step.expected
         if before is not None and before.kind is Kind.FILE and not step.wanted.same_bytes(before):
             if step.wanted.kind is not Kind.FILE:
@@ -52,6 +52,10 @@ def deleted(transitions: Iterable[Transition]) -> int:
         elif step.wanted.kind is Kind.FILE and (before is None or not before.alive):
             gone[step.wanted.digest] -= 1
     return sum(count for count in gone.values() if count > 0)
+
+
+def _takes_a_file(step: Transition) -> bool:
+    return step.wanted.kind is not Kind.FILE and step.expected is not None and step.expected.kind is Kind.FILE
 
 
 def is_too_much(gone: int, files: int, limit: MaxDelete) -> bool:
