@@ -81,7 +81,7 @@ def moves(transitions: Iterable[Transition]) -> dict[bytes, bytes]:
     Nothing that is deleted goes to two places, and no conflict copy is made so: it has to exist before what
     it is a copy of goes (I3).
     """
-    going: dict[Digest, list[bytes]] = {}
+    gone: list[tuple[Digest, bytes]] = []
     coming: list[Transition] = []
     copies: set[bytes] = set()
     for step in transitions:
@@ -91,18 +91,27 @@ def moves(transitions: Iterable[Transition]) -> dict[bytes, bytes]:
             continue
         if expected is not None and expected.alive:
             if not wanted.alive and expected.kind is Kind.FILE and expected.size:
-                going.setdefault(expected.digest, []).append(step.path)
+                gone.append((expected.digest, step.path))
         elif wanted.kind is Kind.FILE:
             coming.append(step)
+    sources: dict[tuple[Digest, bytes], list[bytes]] = {}
+    for digest, path in reversed(gone):  # the first is at the end, from where it is taken
+        for name in (split(path)[1], b""):
+            sources.setdefault((digest, name), []).append(path)
     found: dict[bytes, bytes] = {}
-    for step in coming if going else ():
-        sources = going.get(step.wanted.digest)
-        if sources and step.path not in copies:
-            name = split(step.path)[1]
-            same = next((path for path in sources if split(path)[1] == name), sources[0])
-            if same.lower() != step.path.lower():  # else some file systems take both for one
-                sources.remove(same)
-                found[step.path] = same
+    taken: set[bytes] = set()
+    for step in coming if gone else ():
+        if step.path in copies:
+            continue
+        for name in (split(step.path)[1], b""):  # of the same name, else of any
+            left = sources.get((step.wanted.digest, name), [])
+            while left and left[-1] in taken:
+                left.pop()
+            if left:
+                if left[-1].lower() != step.path.lower():  # else some file systems take both for one
+                    found[step.path] = left[-1]
+                    taken.add(left[-1])
+                break
     return found
 
 

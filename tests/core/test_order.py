@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from p2psync.core import order
 from p2psync.core.model import Digest, Entry, Kind, Resolution, Transition
 from p2psync.core.order import in_order, moved, moved_folders, moves, takes_away, whole_folders
-from p2psync.core.paths import ancestors
+from p2psync.core.paths import ancestors, split
 
 FILE = Entry(kind=Kind.FILE, digest=Digest(b"d" * 16), size=1)
 OTHER = Entry(kind=Kind.FILE, digest=Digest(b"e" * 16), size=1)
@@ -67,6 +68,40 @@ def test_of_several_files_the_one_of_the_same_name_is_moved() -> None:
     going = [Transition(path, FILE, GONE) for path in (b"a/x", b"a/y", b"a/z")]
     coming = [Transition(b"b/y", None, FILE), Transition(b"b/n", GONE, FILE)]
     assert moves([*going, *coming]) == {b"b/y": b"a/y", b"b/n": b"a/x"}
+
+
+def test_one_of_the_same_name_but_for_the_case_of_its_path_keeps_another_from_being_moved() -> None:
+    going = [Transition(path, FILE, GONE) for path in (b"A/x", b"a/y")]
+    assert moves([*going, Transition(b"a/x", None, FILE)]) == {}
+    assert moves([*going, Transition(b"a/x", None, FILE), Transition(b"b/z", None, FILE)]) == {b"b/z": b"A/x"}
+
+
+def test_of_very_many_files_with_the_same_contents_each_is_looked_at_a_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+
+    class Path(bytes):
+        """That counts how often it is looked at."""
+
+        __hash__ = bytes.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return bytes.__eq__(self, other)
+
+    def counting_split(path: bytes) -> tuple[bytes, bytes]:
+        nonlocal looks
+        looks += 1
+        return split(path)
+
+    monkeypatch.setattr(order, "split", counting_split)
+    count = 2000
+    going = [Transition(Path(b"old/%d" % number), FILE, GONE) for number in range(count)]
+    coming = [Transition(Path(b"new/%d" % (number * 3)), None, FILE) for number in range(count)]
+    assert len(moves([*going, *reversed(coming)])) == count
+    assert looks < 10 * count
 
 
 @given(PLANS)
