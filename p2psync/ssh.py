@@ -14,7 +14,9 @@ import os
 import re
 import stat
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from p2psync.config import Peer
 from p2psync.errors import Unreachable
@@ -33,6 +35,8 @@ _OLDEST = (9, 0)
 _OPTIONS = "46AaCfGgKkMNnqsTtVvXxYyB:b:c:D:E:e:F:I:i:J:L:l:m:O:o:P:p:Q:R:S:W:w:"
 """Of ssh, as getopt has them."""
 _NO_FILE = ("none", os.devnull)
+_NOTE = "# "
+"""Before what a file of ours depends on."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./~@+=,-]+")
 """Paths that mean the same inside an ssh_config: no blank, no pattern, no token."""
 _SOCKET_BYTES = 104 - 1 - 17 - 1
@@ -185,11 +189,10 @@ def _lock(path: str) -> int | None:
 # -- what stands beside the user's configuration
 
 
-class _File:
-    def __init__(self, path: str, socket: str | None) -> None:
-        self.path = path
-        self.socket = socket
-        """If connections are kept."""
+class _File(NamedTuple):
+    path: str
+    socket: str | None
+    """If connections are kept."""
 
 
 def _configuration(words: list[str], address: Address, reuse: bool) -> _File | None:
@@ -206,26 +209,16 @@ def _configuration(words: list[str], address: Address, reuse: bool) -> _File | N
     chosen = [
         value if value in _NO_FILE else os.path.abspath(value) for option, value in options if option == "-F"
     ][-1:]
-    verbose = any(option == "-v" for option, _ in options)
+    reuse = reuse and not any(option == "-v" for option, _ in options)
     # Whoever connects with other options, as another user or to another port must not get this connection.
-    files = chosen or ["/etc/ssh/ssh_config", os.path.expanduser("~/.ssh/config")]
-    asked = [
-        *words,
-        address.login,
-        str(address.port),
-        *chosen,
-        str(reuse and not verbose),
-        *map(_stamp, files),
-    ]
-    path = f"{folder}/{_name(asked)}"
-    try:
-        with open(f"{path}.conf", encoding="utf-8") as file:
-            text = file.read()
-    except OSError:
-        text = _make(words, address, path, chosen, reuse and not verbose)
-    if not text:
+    path = f"{folder}/{_name([*words, address.login, str(address.port), *chosen, str(reuse)])}.conf"
+    text = _remembered(path)
+    if text is None:
+        text = _make(words, address, path, chosen, reuse)
+    if not re.search("^Host ", text, re.MULTILINE):
         return None
-    return _File(f"{path}.conf", path if "ControlPath" in text else None)
+    socket = re.search("^ControlPath (.+)$", text, re.MULTILINE)
+    return _File(path, socket[1] if socket else None)
 
 
 def _name(words: list[str]) -> str:
@@ -242,48 +235,103 @@ def _stamp(path: str) -> str:
     return f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
 
 
+def _remembered(path: str) -> str | None:
+    """Return what `_make` has written, if all that it depends on is what it was."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read()
+    except OSError:
+        return None
+    notes = [line for line in text.split("\n") if line.startswith(_NOTE)]
+    holds = all(line == _note(line.removeprefix(_NOTE).rpartition("\t")[0]) for line in notes)
+    return text if holds else None
+
+
 def _make(words: list[str], address: Address, path: str, chosen: list[str], reuse: bool) -> str:
-    """Write `path`.conf as far as ssh can make use of it, and return what is in it."""
+    """Write the file at `path` as far as ssh can make use of it, and return what is in it.
+
+    Raises:
+        OSError: it cannot be written, or ssh cannot be started.
+    """
     port = ["-p", str(address.port)] if address.port else []
+    answer = _ask([*words, *port, "--", address.login])
+    notes = "".join(f"{_note(name)}\n" for name in _depends_on(answer, chosen))
     text = ""
-    version, read, _ = _ask([*words, *port, "--", address.login])
-    if version and all(_PLAIN.fullmatch(file) for file in chosen):
-        includes = chosen or ["~/.ssh/config", *_systems(read)]
+    if answer.version and all(_PLAIN.fullmatch(file) for file in chosen):
+        includes = chosen or ["~/.ssh/config", *_systems(answer.read)]
         text = "".join(f"Include {file}\n" for file in includes if file not in _NO_FILE)
         ciphers = f"Ciphers ^{_CIPHERS}\n" if _has_aes() else ""
-        kept = {"controlmaster": "auto", "controlpath": path, "controlpersist": str(KEPT_SECONDS)}
-        sharing = "".join(f"{key} {value}\n" for key, value in kept.items()).replace(
-            "controlpath", "ControlPath"
-        )
+        socket = f"{os.path.dirname(path)}/{_name([path, notes])}"  # another state has another one
+        kept = {"ControlMaster": "auto", "ControlPath": socket, "ControlPersist": str(KEPT_SECONDS)}
+        sharing = "".join(f"{key} {value}\n" for key, value in kept.items())
         text += f"Host {address.host}\n{ciphers}"
-        _write(f"{path}.conf", text + sharing)
-        version, _, found = _ask([*words, *port, "-F", f"{path}.conf", "--", address.login])
+        _write(path, _NOTE + "not asked about yet\n" + text + sharing)
+        answer = _ask([*words, *port, "-F", path, "--", address.login])
         # Where the user has set one of the three, the others are not for us to add.
-        if reuse and version >= _OLDEST and all(found.get(key) == value for key, value in kept.items()):
-            return text + sharing
-        if not version:
+        is_ours = all(answer.found.get(key.lower()) == value for key, value in kept.items())
+        if reuse and answer.version >= _OLDEST and is_ours:
+            text += sharing
+        if not answer.version:
             text = ""
-    _write(f"{path}.conf", text)
-    return text
+    _write(path, notes + text)
+    return notes + text
 
 
-def _ask(command: list[str]) -> tuple[tuple[int, ...], list[str], dict[str, str]]:
-    """Ask ssh for its version (empty if it fails), the files it reads, and what it would do."""
+class _Answer(NamedTuple):
+    """What `ssh -G` says."""
+
+    version: tuple[int, ...]
+    """Empty if it fails."""
+    read: list[str]
+    """The files that it read."""
+    unmatched: list[str]
+    """What is to be included, and is not there."""
+    found: dict[str, str]
+    """What it would do."""
+
+
+def _ask(command: list[str]) -> _Answer:
+    """Ask ssh about its configuration.
+
+    Raises:
+        OSError: it cannot be started.
+    """
     import subprocess
 
-    try:
-        done = subprocess.run(
-            [command[0], "-v", "-G", *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
-    except OSError:
-        return (), [], {}
-    said = done.stderr.decode("utf-8", "replace")
+    done = subprocess.run(
+        [command[0], "-v", "-G", *command[1:]], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    said = os.fsdecode(done.stderr)
     version = re.search(r"^OpenSSH_(\d+)\.(\d+)", said, re.MULTILINE)
-    if done.returncode or not version:
-        return (), [], {}
     read = re.findall(r"Reading configuration data (.+?)\r?$", said, re.MULTILINE)
+    unmatched = re.findall(r"line \d+: include (.+) matched no files", said)
+    numbers = tuple(map(int, version.groups())) if version and not done.returncode else ()
     lines = done.stdout.decode("utf-8", "replace").splitlines()
-    return tuple(map(int, version.groups())), read, dict(line.partition(" ")[::2] for line in lines)
+    found = dict(line.partition(" ")[::2] for line in lines)
+    return _Answer(numbers, read, unmatched, found)
+
+
+def _depends_on(answer: _Answer, chosen: list[str]) -> list[str]:
+    """Return which files an answer depends on, and folders in which more may appear, as ssh names them.
+
+    Not folders in which all kinds of files come and go.
+    """
+    files = set(chosen or ("/etc/ssh/ssh_config", os.path.expanduser("~/.ssh/config")))
+    included = {name for name in (*answer.read, *answer.unmatched) if os.path.abspath(name) not in files}
+    folders = {os.path.dirname(re.split(r"[*?[]", name)[0]) for name in included}
+    busy = {"/etc/ssh", *map(os.path.expanduser, ("~", "~/.ssh"))}
+    return sorted({*files, *included, *(folder for folder in folders if _place(folder) not in busy)})
+
+
+def _note(name: str) -> str:
+    """Return a comment that tells what is at a place, as ssh names it."""
+    return f"{_NOTE}{name}\t{_stamp(_place(name))}"
+
+
+def _place(name: str) -> str:
+    """Return the path that ssh names: it tells what is not ASCII in octal digits."""
+    plain = re.sub(rb"\\([0-3][0-7]{2})", lambda found: bytes([int(found[1], 8)]), os.fsencode(name))
+    return os.path.expanduser(os.fsdecode(plain))
 
 
 def _systems(read: list[str]) -> list[str]:
@@ -306,8 +354,9 @@ def _has_aes() -> bool:
 
 def _write(path: str, text: str) -> None:
     """Write a file whole or not at all."""
-    new = f"{path}.{os.getpid()}"
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
+    new = f"{path}.{threading.get_native_id()}"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
     os.replace(new, path)
 

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,6 +229,103 @@ def test_a_change_of_the_users_configuration_counts_at_once(sshd: Sshd, runtime:
     config = Path(shlex.split(words)[2])
     config.write_text(config.read_text() + "    ControlPath ~/own\n")
     assert effective(words, sshd.host)["controlmaster"] == "false"
+
+
+@pytest.fixture
+def included(sshd: Sshd, runtime: Path) -> tuple[Path, str]:
+    """A folder with a file that the configuration includes, and the `ssh` that does so."""
+    folder = runtime / "Möbel" / "config.d"
+    folder.mkdir(parents=True)
+    (folder / "one").write_text("IPQoS none\n")
+    return folder, sshd.configured(f"Include {folder}/*", f"Include {runtime}/later/*.conf")
+
+
+def shared(words: str, host: str) -> str | None:
+    """The socket of the connection that is kept, if one is."""
+    file = ssh._configuration(shlex.split(words), Address(b"x", host), True)
+    return file.socket if file is not None else None
+
+
+def test_a_change_of_an_included_file_counts_at_once(
+    here: Path, far: Far, sshd: Sshd, runtime: Path, included: tuple[Path, str]
+) -> None:
+    folder, words = included
+    own = Far(here, far.there, sshd, words)
+    assert [own.sync(), own.sync()] == [1, 0]
+    (folder / "one").write_text("IPQoS throughput\n")
+    assert [own.sync(), own.sync()] == [1, 0]
+    (folder / "one").write_text(f"ControlPath {runtime}/own\n")
+    assert [own.sync(), own.sync()] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["Möbel/config.d/two", "later/first.conf"])
+def test_a_new_file_that_is_included_counts_at_once(
+    sshd: Sshd, runtime: Path, included: tuple[Path, str], name: str
+) -> None:
+    _, words = included
+    assert shared(words, sshd.host)
+    (runtime / name).parent.mkdir(exist_ok=True)
+    (runtime / name).write_text("ControlMaster no\n")
+    assert shared(words, sshd.host) is None
+    (runtime / name).unlink()
+    assert shared(words, sshd.host)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What ssh is asked about its configuration."""
+    calls: list[list[str]] = []
+    real = ssh._ask
+
+    def ask(command: list[str]) -> ssh._Answer:
+        calls.append(command)
+        return real(command)
+
+    monkeypatch.setattr(ssh, "_ask", ask)
+    return calls
+
+
+def test_ssh_is_asked_anew_only_when_something_has_changed(
+    sshd: Sshd, included: tuple[Path, str], asked: list[list[str]]
+) -> None:
+    folder, words = included
+    before = [shared(words, sshd.host) for _ in range(3)]
+    assert len(asked) == 2
+    (folder / "one").touch()
+    after = [shared(words, sshd.host) for _ in range(3)]
+    assert len(asked) == 4
+    assert len({*before, *after}) == 2
+
+
+def test_an_included_file_that_is_broken_for_a_while_is_no_reason_to_do_without_for_good(
+    sshd: Sshd, included: tuple[Path, str], asked: list[list[str]]
+) -> None:
+    folder, words = included
+    (folder / "one").write_text("Nonsense\n")
+    assert [shared(words, sshd.host) for _ in range(2)] == [None, None]
+    assert len(asked) == 1
+    (folder / "one").write_text("IPQoS none\n")
+    assert shared(words, sshd.host)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_ssh_that_could_not_be_started_is_asked_again(
+    sshd: Sshd, runtime: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    words, real, calls = sshd.configured("ControlMaster no"), subprocess.run, 0
+
+    def start(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        nonlocal calls
+        calls += 1
+        if calls == which + 1:
+            raise BlockingIOError(errno.EAGAIN, "fork: retry")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", start)
+    with pytest.raises(BlockingIOError):
+        shared(words, sshd.host)
+    assert effective(words, sshd.host)
+    assert shared(words, sshd.host) is None  # nothing of what was not asked about yet
 
 
 # -- what is no ssh, or no place
