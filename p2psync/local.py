@@ -846,6 +846,17 @@ class LocalReplica:
                 self._manifest.replicas.succeed(before, peer)
             self._manifest.replicas.met(peer, address)
 
+    def peer_at(self, address: str) -> PeerRecord | None:
+        """Return what is known of the replica at an address: who answered there last, or nobody else ever."""
+        known, answered = self.peers(), self.answered_at(address)
+        last = [record for record in known if record.address == address]
+        found = last or [record for record in known if record.replica in answered]
+        return found[0] if len(found) == 1 else None
+
+    def answered_at(self, address: str) -> set[ReplicaId]:
+        """Return which replicas have ever answered at an address."""
+        return self._manifest.replicas.answered_at(address)
+
     def forget_peers(self, address: str, others: Collection[str]) -> None:
         """Forget the replicas that answered at an address, if they did not at one of the others.
 

@@ -29,6 +29,8 @@ def report(
         name = printable(run.peer.name)
         if run.error:
             complain(f"{name}: {run.error}")
+        if run.same_as and not quiet:
+            print(f"{name}: the same replica as {printable(run.same_as.peer.name)}")
         for result in run.results:
             if dry_run:
                 print(_table(name, result, colour), end="")
@@ -209,7 +211,10 @@ def as_json(runs: Sequence[PeerRun], error: P2PSyncError | None = None) -> str:
         plan = run.results[-1].plan if run.results else ""
         left_out = len(run.results[-1].left_out) if run.results else 0
         error_text = str(run.error) if run.error else None
-        document["peers"].append({**peer, "error": error_text, "plan": plan, "left_out": left_out})
+        same_as = run.same_as.peer.name if run.same_as else None
+        document["peers"].append(
+            {**peer, "error": error_text, "same_as": same_as, "plan": plan, "left_out": left_out}
+        )
         document["stats"]["sent"] += run.sent
         document["stats"]["received"] += run.received
         for result in run.results:

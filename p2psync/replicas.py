@@ -171,12 +171,13 @@ class Replicas:
             return
         known: set[ReplicaId] = set()
         for other in others:
-            known |= self._answered_at(other)
-        for replica in self._answered_at(address) - known:
+            known |= self.answered_at(other)
+        for replica in self.answered_at(address) - known:
             self._forget(replica)
         self._db.execute("DELETE FROM answered WHERE address = ?", (os.fsencode(address),))
 
-    def _answered_at(self, address: str) -> set[ReplicaId]:
+    def answered_at(self, address: str) -> set[ReplicaId]:
+        """Return which replicas have ever answered at an address."""
         found = self._db.execute("SELECT replica FROM answered WHERE address = ?", (os.fsencode(address),))
         return {ReplicaId(replica) for (replica,) in found}
 

@@ -73,6 +73,8 @@ class PeerRun:
     results: list[Result] = field(default_factory=list)
     """Of its rounds: a second one where a later peer brought something."""
     error: P2PSyncError | None = None
+    same_as: PeerRun | None = None
+    """The peer that is the same replica, at another address: it was synced as that."""
     sent: int = 0
     received: int = 0
     """Bytes on the wire."""
@@ -80,6 +82,8 @@ class PeerRun:
     @property
     def exit_code(self) -> Exit:
         """What this peer alone would end the command with."""
+        if self.same_as:
+            return self.same_as.exit_code
         if self.error:
             return Exit(self.error.exit_code)
         if any(result.refusal for result in self.results):
@@ -118,17 +122,22 @@ def sync(
         Locked: another run has it.
     """
     deadline = time.monotonic() + options.lock_wait
+    locked: list[Peer] = []
     while True:
         last_try = time.monotonic() >= deadline
         with ExitStack() as opened:
             try:
                 home = LocalReplica(root)
                 opened.callback(home.close)
+                # First who was locked: if that was by us, at another address, it answers now.
                 links = [
                     _open(peer, home, root, options, confirm, early.take(peer) if early else None, opened)
-                    for peer in peers
+                    for peer in sorted(peers, key=lambda peer: peer not in locked)
                 ]
-                if last_try or not any(isinstance(link.run.error, Locked) for link in links):
+                links.sort(key=lambda link: peers.index(link.run.peer))
+                _recognise(home, links)
+                locked = [link.run.peer for link in links if isinstance(link.run.error, Locked)]
+                if last_try or not locked:
                     sync_all(home, links, options, progress)
                     return [link.run for link in links]
             except Locked:
@@ -211,6 +220,19 @@ def _open(
     except P2PSyncError as error:
         link.run.error = error
     return link
+
+
+def _recognise(home: LocalReplica, links: Sequence[Link]) -> None:
+    """Find those that are locked because they are open already, by another address.
+
+    One that answers although a replica of that id is open is a copy of it, and synced as such.
+    """
+    opened = {link.identity: link.run for link in links if link.identity is not None}
+    for link in links:
+        if isinstance(link.run.error, Locked):
+            known = opened.keys() & home.answered_at(link.run.peer.address)
+            if known:
+                link.run.error, link.run.same_as = None, opened[known.pop()]
 
 
 def _connect(

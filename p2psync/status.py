@@ -82,9 +82,7 @@ def status(root: bytes) -> Status:
     try:
         found = replica.look()
         new = {record.path for record in found.changes}
-        known = replica.peers()
-        met = {record.address: record for record in known}
-        last = max((record.acknowledged for record in known), default=0)
+        last = max((record.acknowledged for record in replica.peers()), default=0)
         steps = [Transition(record.path, record.replaces, record.row.entry) for record in found.changes]
         changes = {step.path: action_of(step) for step in steps}
         for path, action in replica.changes_since(last):
@@ -93,7 +91,7 @@ def status(root: bytes) -> Status:
         watched = {state.name: state for state in watch.peers} if watch else {}
         peers = []
         for peer in config.peers(root):
-            record = met.get(peer.address)
+            record = replica.peer_at(peer.address)
             behind = new | {path for path, _ in replica.changes_since(record.acknowledged if record else 0)}
             synced_at = record and record.synced_at
             state = watched.get(peer.name)

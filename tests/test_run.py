@@ -1,8 +1,9 @@
-"""A run with several peers: what goes wrong with one must not get into what is done with another."""
+"""A run with several peers: what goes wrong with one gets into nothing else, and who is who is found out."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from p2psync.apply import Applier
 from p2psync.config import Peer
 from p2psync.core.model import Problem, Record, Transition
 from p2psync.core.replica import Taken
-from p2psync.errors import PeerError
+from p2psync.errors import Exit, PeerError
 from p2psync.local import LocalReplica
+from p2psync.peer import Address
 from p2psync.progress import Silent
 from p2psync.remote import RemoteReplica
 from p2psync.run import Options, PeerRun
@@ -47,9 +49,9 @@ def roots(tmp_path: Path) -> list[Path]:
     return [here, *peers]
 
 
-def sync(here: Path, *peers: Path) -> list[PeerRun]:
+def sync(here: Path, *peers: Path, wait: float = 10) -> list[PeerRun]:
     given = [Peer(peer.name, str(peer)) for peer in peers]
-    return run.sync(os.fsencode(here), given, Options(), Silent(), lambda question: False)
+    return run.sync(os.fsencode(here), given, Options(lock_wait=wait), Silent(), lambda question: False)
 
 
 def assert_in_step(runs: list[PeerRun]) -> None:
@@ -136,3 +138,96 @@ def test_rows_of_files_that_are_on_their_way_are_not_told_to_the_next_peer(
     assert_in_step(runs[1:])
     assert snapshot(two) == snapshot(here)
     assert_all_get_the_same(roots)
+
+
+# -- one replica at two addresses
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A replica, a peer, and a link to that."""
+    here, there = new_replica(tmp_path / "here", {b"f": b"1"}), new_replica(tmp_path / "there")
+    link = tmp_path / "link"
+    link.symlink_to(there)
+    return here, there, link
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses at which replicas are opened, in order."""
+    opened: list[str] = []
+    real = run.open_address
+
+    def note(address: Address, *more: Any) -> RemoteReplica:  # noqa: ANN401
+        opened.append(Path(str(address)).name)
+        return real(address, *more)
+
+    monkeypatch.setattr(run, "open_address", note)
+    return opened
+
+
+def same_as(runs: list[PeerRun]) -> list[tuple[str, str | None]]:
+    return [(one.peer.name, one.same_as.peer.name if one.same_as else None) for one in runs]
+
+
+def test_a_replica_at_two_addresses_is_synced_once(pair: tuple[Path, Path, Path], tries: list[str]) -> None:
+    here, there, link = pair
+    for address in (there, link):
+        assert_in_step(sync(here, address))
+    third = new_replica(here.parent / "third", {b"g": b"2"})
+    tries.clear()
+    for _ in range(2):
+        runs = sync(here, there, link, third)
+        assert same_as(runs) == [("there", None), ("link", "there"), ("third", None)]
+        assert run.worst(runs) == 0
+    assert tries == ["there", "link", "third"] * 2
+    assert snapshot(here) == snapshot(there) == snapshot(third)
+
+
+def test_two_addresses_that_were_never_met_are_recognised_at_the_second_try(
+    pair: tuple[Path, Path, Path], tries: list[str]
+) -> None:
+    here, there, link = pair
+    runs = sync(here, there, link)
+    assert same_as(runs) == [("there", "link"), ("link", None)]
+    assert_in_step(runs[1:])
+    assert tries == ["there", "link", "link", "there"]
+    assert same_as(sync(here, there, link)) == [("there", None), ("link", "there")]
+
+
+def test_the_same_replica_ends_the_command_as_it_does_at_its_other_address(
+    pair: tuple[Path, Path, Path],
+) -> None:
+    here, there, link = pair
+    sync(here, there, link)
+    (here / "f").write_bytes(b"2")
+    (there / "f").write_bytes(b"3")
+    runs = sync(here, there, link)
+    assert [one.exit_code for one in runs] == [Exit.CONFLICTS, Exit.CONFLICTS]
+
+
+def test_a_replica_that_another_run_has_is_not_taken_for_one_that_is_open(
+    pair: tuple[Path, Path, Path],
+) -> None:
+    here, there, link = pair
+    sync(here, there, link)
+    third = new_replica(here.parent / "third")
+    with opened(there):
+        runs = sync(here, there, link, third, wait=0)
+    assert [one.exit_code for one in runs] == [Exit.LOCKED, Exit.LOCKED, Exit.IN_STEP]
+
+
+def test_a_copy_that_answers_beside_its_original_is_synced_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two images of one disk, which only differ by what they recall."""
+    monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)
+    here, there = new_replica(tmp_path / "here", {b"f": b"1"}), new_replica(tmp_path / "there")
+    sync(here, there)
+    copy = tmp_path / "copy"
+    shutil.copytree(there, copy)
+    (there / "f").write_bytes(b"of the original")
+    (copy / "g").write_bytes(b"of the copy")
+    for _ in range(2):
+        assert same_as(sync(here, there, copy)) == [("there", None), ("copy", None)]
+    assert snapshot(here) == snapshot(there) == snapshot(copy)

@@ -681,6 +681,19 @@ def test_a_peer_named_twice_is_synced_once(tmp_path: Path) -> None:
     assert_same(here, there)
 
 
+def test_a_peer_with_two_addresses_is_told_of_as_the_same_at_both(tmp_path: Path) -> None:
+    here, there = replica(tmp_path / "here", {"file": "x"}), replica(tmp_path / "there")
+    (tmp_path / "link").symlink_to(there)
+    for name in ("there", "link"):
+        p2psync(here, "peer", "add", name, tmp_path / name)
+        p2psync(here, "sync", name)
+    assert p2psync(here, "sync").out == "there: in step\nlink: the same replica as there\n"
+    assert p2psync(here, "sync", "-q").said == ""
+    told = [(peer["exit_code"], peer["same_as"]) for peer in p2psync(here, "sync", "--json").json["peers"]]
+    assert told == [(0, None), (0, "there")]
+    p2psync(here, "status", "--check", "--max-age", "1h")
+
+
 # -- runs that meet
 
 

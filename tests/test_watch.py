@@ -168,6 +168,27 @@ def test_what_one_peer_brings_goes_on_to_the_others(pair: tuple[Path, Path], tmp
         until(lambda: same(here, there, third))
 
 
+def test_a_peer_at_two_addresses_is_synced_at_either_and_comes_to_rest(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    here, there = pair
+    link = tmp_path / "link"
+    link.symlink_to(there)
+    with watching(here, there, link) as watch:
+        for peer in (there, link):
+            watch.until("connected", peer=str(peer))
+        for number in range(5):
+            (here / f"here{number}").write_bytes(b"x")
+            (there / f"there{number}").write_bytes(b"x")
+            until(lambda number=number: (here / f"there{number}").exists())  # type: ignore[misc]
+            until(lambda: same(here, there), watch.log.read_text)
+        before = [newest(root) for root in pair]
+        (here / "last").write_bytes(b"")
+        until((there / "last").exists)
+        assert max(now - old for now, old in zip(map(newest, pair), before, strict=True)) <= 2
+        assert not [event for event in watch.events() if event["event"] in ("lost", "warned")]
+
+
 def test_two_that_watch_each_other_come_to_rest(pair: tuple[Path, Path]) -> None:
     here, there = pair
     with watching(here, there), watching(there, here):
