@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from p2psync.core.detect import is_racy
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition
+from p2psync.core.model import Entry, Kind, Problem, Record, Row, Stat, Transition, makes
 from p2psync.core.order import in_order
 from p2psync.core.paths import ancestors, split
 from p2psync.disk import (
@@ -83,6 +83,8 @@ class Applier:
         self._failed: set[bytes] = set()
         self._failed_in: set[bytes] = set()
         """Folders in which something failed."""
+        self._unmade: set[bytes] = set()
+        """Folders that could not be made: if there is one, it is somebody else's."""
         self._made: list[tuple[bytes, Entry]] = []
         self._arrived: dict[bytes, int] = {}
         """Directories that were put in place whole, and when (ns)."""
@@ -108,7 +110,9 @@ class Applier:
             if path in self._foreseen and split(path)[0] in self._arrived:
                 yield Record(path, self._foreseen[path])
                 continue
-            outcome = folders.carry_out(transition) if path in together else None
+            outcome: Record | Problem | None = self._without_folder(path)
+            if outcome is None and path in together:
+                outcome = folders.carry_out(transition)
             if outcome is None:
                 if path in together:
                     (row,) = self._rows_of([path])
@@ -116,12 +120,22 @@ class Applier:
             if isinstance(outcome, Problem):
                 self._failed.add(path)
                 self._failed_in.update(ancestors(path))
+                if transition.wanted.kind is Kind.DIRECTORY and makes(transition):
+                    self._unmade.add(path)
             yield outcome
         self._finish_directories()
 
     def _rows(self, ordered: Sequence[Transition]) -> Iterator[Row | None]:
         for start in range(0, len(ordered), _BATCH):
             yield from self._rows_of([step.path for step in ordered[start : start + _BATCH]])
+
+    def _without_folder(self, path: bytes) -> Problem | None:
+        """Leave a path alone if its folder could not be made: no scan would look for it in another one."""
+        if not self._unmade or self._unmade.isdisjoint(ancestors(path)):
+            return None
+        if path in self._moves:
+            self._moved[self._moves[path]] = False
+        return Problem(path, "left alone: the folder that it belongs in could not be made")
 
     def _attempt(self, transition: Transition, row: Row | None) -> Record | Problem:
         path = transition.path

@@ -202,11 +202,14 @@ class Collector:
         """Keep the texts of a run's history that some replica may still have as its latest version."""
         if run.seq <= self._manifest.replicas.acknowledged():
             return
-        for _, before, _ in self._manifest.past.changed_by(run.seq):
-            if before and before.kind is Kind.FILE and before.size <= MAX_TEXT:
-                with self._contents.in_history(before.digest) as fd:
-                    if fd is not None:
-                        self._bases.add(before.digest, os.read(fd, before.size))
+        replaced = (change.before for change in self._manifest.past.changed_by(run.seq))
+        texts = {
+            old.digest: old for old in replaced if old and old.kind is Kind.FILE and old.size <= MAX_TEXT
+        }
+        for digest, text in texts.items():
+            with self._contents.in_history(digest) as fd:
+                if fd is not None:
+                    self._bases.add(digest, os.read(fd, text.size))
 
     def _is_needed(self, path: bytes, runs: Container[int]) -> bool:
         """Must a deletion be remembered? One of these runs can bring back what was there, or it is a ghost.

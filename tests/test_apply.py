@@ -818,6 +818,28 @@ def renames(patch: pytest.MonkeyPatch) -> list[bytes]:
     return seen
 
 
+def test_what_belongs_in_a_folder_that_could_not_be_made_is_not_put_into_somebody_elses(root: Path) -> None:
+    make_tree(root, {b"d": b"file", b"old": b"moved" * 9, b"other": b"gone" * 9})
+    wanted: dict[bytes, Entry] = {
+        b"d": directory(seen=version(9)),
+        b"d/f": file(b"1", seen=version(9)),
+        b"d/e": directory(seen=version(9)),
+        b"d/e/new": file(b"moved" * 9, seen=version(9)),
+        b"d/link": symlink(b"x", seen=version(9)),
+        b"old": tombstone(version(9)),
+        b"other": tombstone(version(9)),
+    }
+
+    def makes_a_folder() -> None:
+        (root / "d").unlink()
+        make_tree(root, {b"d/mine": b"mine"})
+
+    problems = carry_out_at(root, wanted, b"1", meanwhile=makes_a_folder)
+    assert {problem.path for problem in problems} == wanted.keys() - {b"other"}
+    assert list(snapshot(root)) == [b"d", b"d/mine", b"old"]
+    assert in_manifest(root, b"d/f", b"d/e", b"d/e/new", b"d/link") == [None] * 4
+
+
 def test_a_folder_goes_to_the_history_in_one_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tree(root, {**FOLDER, b"other": b"stays"})
     if os.geteuid() == 0:  # others cannot move a folder in which they may not write
