@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -163,6 +164,20 @@ def _open_manifest(root: bytes, sidecar: int, lock: bool) -> Manifest:
     return Manifest.make_anew(file, _default_name(root))
 
 
+@dataclass
+class _Round:
+    """What is done with one peer, from `prepare` until it is acknowledged."""
+
+    foreseen: Foreseen
+    transitions: Sequence[Transition] = ()
+    """What is still to be applied."""
+    moves: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Those of them that are moves, from where, by where to."""
+    run: int = 0
+    """The sequence number of what was applied."""
+    is_applying: bool = False
+
+
 class LocalReplica:
     """A replica on this machine."""
 
@@ -240,9 +255,7 @@ class LocalReplica:
         self._sidecar = sidecar
         self._ignores: dict[bytes, Ignore] = {}
         self._any_rules = True
-        self._transitions: Sequence[Transition] = ()
-        self._moves: dict[bytes, bytes] = {}
-        self._foreseen = Foreseen(self._manifest)
+        self._round = _Round(Foreseen(self._manifest))
         self._scanned: dict[bytes, Entry] = {}
         """What the last scan found changed, until it is asked for once, or something else has changed it."""
         self._taken_in = 0
@@ -255,9 +268,6 @@ class LocalReplica:
         self._watcher = watcher
         self.neighbour: bytes | None = None
         """The root of the other side, if that is on this machine."""
-        self._run = 0
-        """The sequence number of what was applied last, until it is acknowledged."""
-        self._is_applying = False
 
     def _open_sidecar(self, shown: str) -> int:
         """Open the root, and return a descriptor of the sidecar.
@@ -498,12 +508,11 @@ class LocalReplica:
 
     def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
-        self._moves = self._possible(moves(transitions))
-        coming = [step for step in transitions if step.path not in self._moves]
+        possible = self._possible(moves(transitions))
+        coming = [step for step in transitions if step.path not in possible]
         tight, waiting = self._weigh(coming)
         self._manifest.roll_back()
-        self._transitions = transitions
-        self._foreseen = Foreseen(self._manifest, transitions)
+        self._round = _Round(Foreseen(self._manifest, transitions), transitions, possible)
         with self._staging():
             wanted = self._stage.expect(coming, tight, waiting)
             if not self.newest():  # nothing is known here, so nothing is held
@@ -604,7 +613,7 @@ class LocalReplica:
         with self._staging():
             if self.neighbour is not None:
                 for taken in take(self._stage, self._bases, self._sidecar, self.neighbour):
-                    self._foreseen.write(self._stage.new_files(), self._bases)
+                    self._round.foreseen.write(self._stage.new_files(), self._bases)
                     yield taken
             for start in range(0, len(lacking := self._stage.lacking()), BATCH):
                 yield Taken(0, 0, lacking[start : start + BATCH])
@@ -657,18 +666,19 @@ class LocalReplica:
         The order is what makes a power cut harmless (I8): contents on disk, renames, renames on disk,
         manifest.
         """
-        transitions, self._transitions = self._transitions, ()
+        foreseen, moves = self._round.foreseen, self._round.moves
+        transitions, self._round.transitions = self._round.transitions, ()
         if not transitions:
             return
         now = time.time()
-        self._is_applying = True
+        self._round.is_applying = True
         run = history.begin_run(self._history, self._manifest.past.has_run, now)
         with self._staging():
             for digest, text in self._stage.unread_texts():
                 self._bases.add(digest, text)
         self._stage.finish_directories()
         wait_for_disk = begin_sync(self._root.fd)
-        self._foreseen.write(self._stage.new_files(), self._bases)
+        foreseen.write(self._stage.new_files(), self._bases)
         self._manifest.holders.add()  # the disk takes longer
         wait_for_disk()
         records: list[Record] = []
@@ -676,10 +686,8 @@ class LocalReplica:
         failed: set[bytes] = set()
         touched: set[bytes] = set()
         done = told = 0
-        moved = set(self._moves.values())
-        applier = Applier(
-            self._root, self._stage, self._history, self._foreseen.known, self._foreseen.rows, self._moves
-        )
+        moved = set(moves.values())
+        applier = Applier(self._root, self._stage, self._history, foreseen.known, foreseen.rows, moves)
         for outcome in applier.run(transitions):
             if isinstance(outcome, Problem):
                 problems.append(outcome)
@@ -687,27 +695,27 @@ class LocalReplica:
             else:
                 done += 1
                 touched.add(split(outcome.path)[0])
-                if not self._foreseen.has_arrived(outcome):
+                if not foreseen.has_arrived(outcome):
                     records.append(outcome)
             if done - told + len(problems) >= BATCH:
                 yield Applied(done - told, problems)
                 told, problems = done, []
         wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
-        with self._manifest.transaction(begun=self._foreseen.has_begun):
-            seq = self._foreseen.correct(records)
+        with self._manifest.transaction(begun=foreseen.has_begun):
+            seq = foreseen.correct(records)
             settled = _settled(transitions, failed)
             if settled or done > len(records) or any(map(_shows, records)):
                 size = sum(_displaced(record) for record in records if record.path not in moved)
                 self._manifest.past.add_run(Run(seq, run, int(now), kind, about, size), settled)
-                self._run = seq
+                self._round.run = seq
             gone = {path for path, row, before in records if _is_folder(before) and not row.entry.alive}
             self._manifest.forget_fingerprints(gone | touched)
             self._manifest.texts.keep(self._bases.flush())
             wait_for_disk()
-        self._is_applying = False
+        self._round.is_applying = False
         if kind != "sync":  # nobody will acknowledge it
-            self._run = 0
+            self._round.run = 0
             self._stage.clear()
         yield Applied(done - told, problems)
 
@@ -736,13 +744,12 @@ class LocalReplica:
             Whether that stopped in the midst of being carried out: then the tree has to be scanned again.
         """
         self._manifest.roll_back()
-        self._transitions, self._moves, self._foreseen = (), {}, Foreseen(self._manifest)
         self._stage.give_up()
-        if self._run:  # it will not be acknowledged
+        given_up, self._round = self._round, _Round(Foreseen(self._manifest))
+        if given_up.run:  # it will not be acknowledged
             with self._manifest.transaction():
-                self._manifest.past.name_run(self._run, peer)
-        was_applying, self._is_applying, self._run = self._is_applying, False, 0
-        return was_applying
+                self._manifest.past.name_run(given_up.run, peer)
+        return given_up.is_applying
 
     # -- what was
 
@@ -810,9 +817,9 @@ class LocalReplica:
             self._manifest.texts.keep(self._bases.flush())
             self._manifest.samples.add(self._lists.samples())
             self._manifest.replicas.set_mark(peer, mark, time.time())
-            if self._run:
-                self._manifest.past.name_run(self._run, peer.name)
-        self._run = 0
+            if self._round.run:
+                self._manifest.past.name_run(self._round.run, peer.name)
+        self._round.run = 0
         with contextlib.suppress(OSError, ReplicaError):  # what cannot be done now is done another day
             if self._cleans:
                 self._collector.collect_if_due(history_limits(self._path))
