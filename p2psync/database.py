@@ -140,7 +140,7 @@ def connect(file: bytes) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
         _make_index_whole(file)
         connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-        connection.execute("PRAGMA cache_size = -8192")
+        connection.execute("PRAGMA cache_size = -4096")
         connection.execute("PRAGMA user_version").fetchone()
     except ReplicaError:
         connection.close()
