@@ -1,4 +1,4 @@
-"""Copying parts of files: the bytes are right, and holes stay holes. And what is swept away."""
+"""Folders are the ones asked for; parts of files are copied right, and holes stay holes; sweeping."""
 
 from __future__ import annotations
 
@@ -116,6 +116,18 @@ def test_a_file_of_zeros_takes_no_room(tmp_path: Path) -> None:
         os.ftruncate(fd, 1 << 20)
     assert (tmp_path / "file").read_bytes() == bytes(1 << 20)
     assert (tmp_path / "file").stat().st_blocks == 0
+
+
+# -- folders
+
+
+def test_a_folder_that_cannot_be_opened_does_not_stand_for_the_next(tmp_path: Path) -> None:
+    make_tree(tmp_path, {b"a/b": None, b"c": None})
+    with closing(Root.open(os.fsencode(tmp_path))) as root:
+        root.directory(b"a/b")
+        with pytest.raises(FileNotFoundError):
+            root.directory(b"c/missing")
+        assert os.path.samestat(os.fstat(root.directory(b"a/b")), (tmp_path / "a/b").stat())
 
 
 # -- removing what is in the sidecar

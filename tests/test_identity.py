@@ -13,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from p2psync import run
+from p2psync.config import Peer
 from p2psync.core.model import Prefer
+from p2psync.core.vector import ReplicaId
+from p2psync.errors import Exit
 from p2psync.local import LocalReplica
+from p2psync.progress import Silent
+from p2psync.run import Options
 from tests.support import contents_of, history, make_tree, new_replica, opened, snapshot, sync, write
 
 Break = Callable[[Path, Path], None]
@@ -195,6 +201,45 @@ def test_what_a_snapshot_lost_is_not_taken_for_seen_by_who_has_it_from_others(
     settle(root, met, heard)
     assert contents_of([met]) == {b"\0lost edit", b"\0edit after", b"\0lost too"}
     assert (root / "g").read_bytes() == b"\0lost too"
+
+
+def met(here: Path, there: Path) -> None:
+    """Sync as the command does, which knows a replica by its address too."""
+    (ran,) = run.sync(
+        os.fsencode(here), [Peer("there", str(there))], Options(), Silent(), lambda question: False
+    )
+    assert ran.exit_code is Exit.IN_STEP
+
+
+def test_who_has_become_another_in_a_run_is_known_by_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)
+    here, root = new_replica(tmp_path / "here"), new_replica(tmp_path / "root", {b"f": b"1"})
+    met(here, root)
+    copy(root, tmp_path / "backup")
+    make_tree(root, {b"f": b"2"})
+    met(here, root)
+    put_back(tmp_path / "backup", root, in_place=True)
+    before = identity(root)
+    met(here, root)
+    with opened(here) as replica:
+        assert replica.manifest.replicas.answers_at(str(root)) == identity(root) != before
+
+
+def test_what_a_replica_has_marked_anew_is_asked_for_by_who_takes_it_for_the_one_it_was(
+    tmp_path: Path,
+) -> None:
+    """Its versions have other marks now, under the numbers that they had: the old epoch does not count."""
+    here, root = new_replica(tmp_path / "here"), new_replica(tmp_path / "root", {b"f": b"1\n2\n3\n"})
+    met(here, root)
+    with opened(root) as replica:  # as a third replica has it do that finds out that it is an older state
+        replica.remint(ReplicaId(99), 0)
+    met(here, root)
+    make_tree(here, {b"f": b"1\n2\nhere\n"})
+    make_tree(root, {b"f": b"root\n2\n3\n"})
+    met(here, root)
+    assert contents_of([here]) == {b"root\n2\nhere\n"}
 
 
 # -- manifests that are lost

@@ -276,6 +276,14 @@ def test_a_decision_that_only_the_peer_carried_out_has_a_tick_that_is_never_used
         assert ours.stamp().tick > max(decided) >= now // 1000
 
 
+def test_what_came_since_the_scan_is_told_with_what_that_found(tmp_path: Path) -> None:
+    with opened(new_replica(tmp_path / "r", {b"found": b"1"})) as replica:
+        before = replica.newest()
+        replica.scan(keep=True)
+        carry_out(replica, [Transition(b"came", None, file(b"2"))], b"2")
+        assert entries(replica, before).keys() == {b"found", b"came"}
+
+
 class Died(Exception):
     """What stands for a death: the other side still gets done."""
 

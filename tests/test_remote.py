@@ -35,8 +35,10 @@ from p2psync.calls import (
     GetMark,
     Lookup,
     Newest,
+    Open,
     Prepare,
     Read,
+    Rehash,
     Scan,
     Stage,
     Texts,
@@ -97,6 +99,7 @@ HELD = {digest(data): data for data in (b"one", b"two", b"x" * 3_000_000)}
 SCANNED = Scanned([Problem(b"d/.p2psync", "reserved")], [b"fifo"], b"r" * 16)
 REPLACE = msgspec.structs.replace
 MARK = Mark(3, 44, b"rules", [b"left/behind"])
+CONTENT = Content(digest(b"two"), 3)
 
 
 class Fake:
@@ -232,7 +235,11 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "texts": lambda side: side.texts([digest(b"one"), digest(b"none")]),
     "rehash": lambda side: side.rehash([b"a", b"none"]),
     "prepare": lambda side: side.prepare(STEPS),
+    "take": lambda side: (side.prepare(STEPS), list(side.take())),
     "read": lambda side: list(side.read([*HELD, digest(b"none")])),
+    "alike": lambda side: side.alike([Like(CONTENT, [digest(b"one")])]),
+    "sources": lambda side: side.sources([Ask(CONTENT, [digest(b"one")], [])]),
+    "differences": lambda side: list(side.differences([Want(CONTENT, [Source(digest(b"one"), None)])])),
     "newest": lambda side: side.newest(),
     "files": lambda side: side.files(),
     "point": lambda side: side.point(),
@@ -501,7 +508,10 @@ LIES: dict[str, tuple[str, Any]] = {
     "too few texts": ("texts", []),
     "contents that nothing takes": ("prepare", [Content(digest(b"other"), 5)]),
     "contents of another size": ("prepare", [Content(digest(b"none"), 5)]),
+    "contents that nobody lacks": ("take", [Taken(0, 0, [Content(digest(b"other"), 5)])]),
     "contents nobody asked for": ("read", [[PIECE._replace(digest=digest(b"x"))]]),
+    "differences of other contents": ("differences", [[PIECE._replace(digest=digest(b"x"))]]),
+    "a source that was not asked about": ("sources", [[Source(digest(b"x"), None)]]),
     "a piece that is none": ("read", [[(b"x", b"y", 9)]]),
     "a problem with another path": ("apply", [Applied(0, [Problem(b"z", "")])]),
     "less than nothing done": ("apply", [Applied(-1, [])]),
@@ -519,9 +529,8 @@ LIES: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize(("method", "lie"), LIES.values(), ids=LIES)
 def test_a_far_end_that_lies_is_found_out(connect: Connect, method: str, lie: object) -> None:
     remote = connect(**{method: lambda self, *_: lie})
-    call = CALLS["read"] if method == "read" else CALLS[method]
     with pytest.raises(ProtocolError):
-        call(remote)
+        CALLS[method](remote)
 
 
 @pytest.mark.parametrize(
@@ -567,7 +576,7 @@ def session(*calls: object) -> bytes:
 
 
 def answers_to(
-    data: bytes, replica: Fake | None = None, watched: Watched | None = None
+    data: bytes, replica: Fake | None = None, watched: Watched | None = None, opener: Opener | None = None
 ) -> list[tuple[bytes, bytes]]:
     """The frames that a far end sends to one that sends `data`."""
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as answered:
@@ -575,7 +584,7 @@ def answers_to(
         asked.seek(0)
         connection = Connection(os.dup(asked.fileno()), os.dup(answered.fileno()), "near")
         try:
-            serve(connection, b"/r", lambda root, create: replica or Fake(), False, watched)
+            serve(connection, b"/r", opener or (lambda root, create: replica or Fake()), False, watched)
         finally:
             connection.close()
         answered.seek(0)
@@ -608,15 +617,12 @@ class Untouched(Fake):
 
 STAGE, PREPARE = (CALL, Stage()), (CALL, Prepare())
 ATTACKS: dict[str, Any] = {
-    "a path outside": Bases([b"../x"]),
-    "the sidecar": Lookup([Name(b".p2psync/manifest.db", False)]),
     "a negative sequence number": Changes(-1),
     "a huge sequence number": Changes(2**63),
     "a replica that no manifest can hold": GetMark(ReplicaId(2**63)),
     "a short digest": Read([Digest(b"x")]),
     "a digest that is a path": Texts([Digest(b"../../etc/passwd")[:15]]),  # type: ignore[list-item]
     "questions without end": Bases([b"a"] * 20_000),
-    "a mark with a path outside": Acknowledge(Identity(ReplicaId(1), "n", 1), Mark(1, 1, b"", [b".."])),
     "a mark of nobody": Acknowledge(Identity(ReplicaId(-1), "n", 1), MARK),
     "a call that there is not": ["Format", "/"],
     "a call with a name for the terminal": ["\x1b[2J\x07"],
@@ -625,16 +631,6 @@ ATTACKS: dict[str, Any] = {
     "a value where a call is due": Frames([(VALUE, Newest())]),
     "pieces that are none": Frames([STAGE, (VALUE, [1])]),
     "a call among pieces": Frames([STAGE, (CALL, Newest())]),
-    "a transition outside": Frames([PREPARE, (VALUE, [Transition(b"/x", None, TREE[b"a"])]), (END, None)]),
-    "a transition into the sidecar": Frames(
-        [PREPARE, (VALUE, [Transition(b".P2Psync/x", None, TREE[b"a"])])]
-    ),
-    "a transition that waits for one outside": Frames(
-        [
-            PREPARE,
-            (VALUE, [Transition(b"x", None, TREE[b"a"], (b"..",))]),
-        ]
-    ),
     "a transition to what cannot be": Frames([PREPARE, (VALUE, [Transition(b"x", None, BAD_FILE)])]),
     "a transition from what cannot be": Frames([PREPARE, (VALUE, [Transition(b"x", BAD_FILE, TREE[b"a"])])]),
 }
@@ -646,6 +642,41 @@ def test_a_near_end_that_asks_for_what_it_must_not_is_told_so(attack: object) ->
     failure = msgspec.msgpack.decode(body)
     assert (tag, failure[0]) == (b"X", "ProtocolError")
     assert failure[1].isprintable()
+
+
+def of_path(path: bytes) -> list[object]:
+    """Return each call that says something of a path."""
+    entry = TREE[b"a"]
+    steps = (Transition(path, None, entry), Transition(b"a", None, entry, (path,)))
+    return [
+        Lookup([Name(path, False)]),
+        Bases([path]),
+        Rehash([path]),
+        Acknowledge(Identity(ReplicaId(1), "n", 1), Mark(1, 1, b"", [path])),
+        *(Frames([PREPARE, (VALUE, [step]), (END, None)]) for step in steps),
+    ]
+
+
+@pytest.mark.parametrize("path", [b"../x", b"/x", b"a/../../x", b".p2psync/manifest.db", b"d/.P2Psync/x"])
+def test_no_call_is_about_a_path_outside_or_in_a_sidecar(path: bytes) -> None:
+    for call in of_path(path):
+        assert failures(answers_to(session(call), Untouched())) == {"ProtocolError"}, call
+
+
+def test_a_far_end_that_is_told_to_lock_twice_does_not_lock_itself_out() -> None:
+    opened: list[Fake] = []
+
+    class Lockable(Fake):
+        def close(self) -> None:
+            opened.remove(self)
+
+    def opener(root: bytes, create: bool) -> Fake:
+        if opened:
+            raise Locked("another run is at work")
+        opened.append(Lockable())
+        return opened[-1]
+
+    assert not failures(answers_to(session(Open(), Open()), opener=opener))
 
 
 def test_the_far_end_of_a_watch_frees_memory_for_it_runs_for_weeks() -> None:

@@ -227,6 +227,19 @@ def test_a_source_that_was_edited_is_not_staged(tmp_path: Path, stage: Stage) ->
     assert in_stage(tmp_path) == {}
 
 
+@pytest.mark.parametrize("left", [b"much longer " * 9, Link(b"../outside")], ids=["longer", "link"])
+@pytest.mark.parametrize("cut", [whole, in_pieces], ids=["whole", "pieces"])
+def test_what_a_second_process_that_died_left_at_the_name_is_not_written_into(
+    tmp_path: Path, stage: Stage, left: bytes | Link, cut: Callable[[bytes], Piece | list[Piece]]
+) -> None:
+    expect(stage, {b"p": file(WANTED)})
+    make_tree(tmp_path, {b"stage/p": left, b"outside": b"precious"})
+    pieces = cut(WANTED)
+    receive(stage, *(pieces if isinstance(pieces, list) else [pieces]))
+    assert in_stage(tmp_path) == {b"p": ready(WANTED)}
+    assert (tmp_path / "outside").read_bytes() == b"precious"
+
+
 def test_short_writes_are_continued(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     expect(stage, {b"p": file(WANTED)})
@@ -245,6 +258,15 @@ def test_wrong_bytes_leave_nothing_and_the_right_ones_can_still_come(
     assert in_stage(tmp_path) == {}
     assert stage.fill(CONTENT.digest, iter([WANTED]))
     assert in_stage(tmp_path) == {b"p": ready(WANTED), b"q": ready(WANTED)}
+
+
+@pytest.mark.parametrize("announced", [0, len(WANTED) - 1, len(WANTED) + 1])
+def test_what_is_not_as_large_as_was_announced_is_not_staged(
+    tmp_path: Path, stage: Stage, announced: int
+) -> None:
+    expect(stage, {b"p": msgspec.structs.replace(file(WANTED), size=announced)})
+    receive(stage, whole(WANTED))
+    assert in_stage(tmp_path) == {}
 
 
 def test_no_more_is_written_than_was_announced(

@@ -34,7 +34,8 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
     name: str
     """For people: `host:dirname` unless they chose another."""
     epoch: Count
-    """New whenever the manifest was made anew: sequence numbers of another epoch mean nothing."""
+    """New with the id. Who takes a replica that has become another for the one that it was keeps the mark of
+    that, but nothing counts as known: versions were marked anew under the sequence numbers that they had."""
 
 
 class Scanned(msgspec.Struct, frozen=True, array_like=True):
