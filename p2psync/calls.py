@@ -12,9 +12,11 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from p2psync import errors
-from p2psync.core.chunking import MOST_BASES
 from p2psync.core.model import Entry, Problem, Transition
 from p2psync.core.replica import (
+    BASES,
+    FEW,
+    SOURCES,
     AnyDigest,
     AnyReplica,
     Ask,
@@ -36,8 +38,6 @@ _T = TypeVar("_T")
 
 BATCH_BYTES = 1 << 20
 """About as much goes into one frame: far below the limit, far above what a round trip costs."""
-MAX_ITEMS = 1 << 14
-"""More cannot be in such a frame: a list of empty lists takes seventy times its bytes in memory."""
 
 CALL, VALUE, END, ERROR = b"C", b"V", b"E", b"X"
 """Kinds of frames."""
@@ -45,14 +45,15 @@ CALL, VALUE, END, ERROR = b"C", b"V", b"E", b"X"
 
 # -- messages
 
-_FEW = msgspec.Meta(max_length=MAX_ITEMS)
-AnyChanges = Annotated[list[Change], _FEW]
-AnyDigests = Annotated[list[AnyDigest | None], _FEW]
-AnyContents = Annotated[list[Content], _FEW]
-AnyAlike = Annotated[list[Annotated[list[AnyDigest], msgspec.Meta(max_length=MOST_BASES)]], _FEW]
-AnySources = Annotated[list[list[Source]], _FEW]
-AnyTransitions = Annotated[list[Transition], _FEW]
-AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _FEW]
+AnyChanges = Annotated[list[Change], FEW]
+AnyDigests = Annotated[list[AnyDigest | None], FEW]
+AnyContents = Annotated[list[Content], FEW]
+AnyAlike = Annotated[list[Annotated[list[AnyDigest], BASES]], FEW]
+AnySources = Annotated[list[Annotated[list[Source], SOURCES]], FEW]
+AnyTransitions = Annotated[list[Transition], FEW]
+_BASES_AT_ONCE = msgspec.Meta(max_length=512)
+AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _BASES_AT_ONCE]
+AnyTexts = Annotated[list[bytes | None], FEW]
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=366 * 24 * 3600)]
@@ -76,19 +77,19 @@ class Changes(_Call, frozen=True):
 
 
 class Lookup(_Call, frozen=True):
-    names: Annotated[list[Name], _FEW]
+    names: Annotated[list[Name], FEW]
 
 
 class Bases(_Call, frozen=True):
-    paths: Annotated[list[bytes], _FEW]
+    paths: Annotated[list[bytes], _BASES_AT_ONCE]
 
 
 class Texts(_Call, frozen=True):
-    digests: Annotated[list[AnyDigest], _FEW]
+    digests: Annotated[list[AnyDigest], FEW]
 
 
 class Rehash(_Call, frozen=True):
-    paths: Annotated[list[bytes], _FEW]
+    paths: Annotated[list[bytes], FEW]
 
 
 class Prepare(_Call, frozen=True):
@@ -100,19 +101,19 @@ class Take(_Call, frozen=True):
 
 
 class Read(_Call, frozen=True):
-    digests: Annotated[list[AnyDigest], _FEW]
+    digests: Annotated[list[AnyDigest], FEW]
 
 
 class Alike(_Call, frozen=True):
-    likes: Annotated[list[Like], _FEW]
+    likes: Annotated[list[Like], FEW]
 
 
 class Sources(_Call, frozen=True):
-    asks: Annotated[list[Ask], _FEW]
+    asks: Annotated[list[Ask], FEW]
 
 
 class Differences(_Call, frozen=True):
-    wants: Annotated[list[Want], _FEW]
+    wants: Annotated[list[Want], FEW]
 
 
 class Stage(_Call, frozen=True):

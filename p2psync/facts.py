@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Annotated
 
 import msgspec
 
@@ -26,7 +27,7 @@ class Facts(msgspec.Struct, frozen=True, array_like=True):
     """The time there, in ns since 1970, when this was told."""
     free: int
     """Bytes."""
-    file_system: dict[str, bool]
+    file_system: Annotated[dict[str, bool], msgspec.Meta(max_length=64)]
     """By what it can do: `case`, `permissions`, `symlinks`, `nanoseconds`, `any names`."""
 
 

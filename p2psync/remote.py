@@ -24,6 +24,7 @@ from p2psync.calls import (
     AnyContents,
     AnyDigests,
     AnySources,
+    AnyTexts,
     Apply,
     Bases,
     Changes,
@@ -61,6 +62,7 @@ from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import NO_DIGEST, Digest, Entry, Transition, needs_content
 from p2psync.core.pace import Compress
 from p2psync.core.replica import (
+    AnyPieces,
     Applied,
     Ask,
     Change,
@@ -312,7 +314,7 @@ class RemoteReplica:
         """See `Replica.texts`."""
         texts: list[bytes | None] = []
         for batch in batches(digests, lambda _: MAX_TEXT // 4):
-            part = self._ask(Texts(batch), list[bytes | None])
+            part = self._ask(Texts(batch), AnyTexts)
             check_length(part, batch)
             texts += [
                 text
@@ -357,7 +359,7 @@ class RemoteReplica:
         """See `Replica.read`."""
         for batch in batches(digests, lambda _: 100):
             asked = set(batch)
-            for pieces in self._stream(Read(batch), list[Piece]):
+            for pieces in self._stream(Read(batch), AnyPieces):
                 check_among((piece.digest for piece in pieces), asked)
                 yield pieces
 
@@ -378,7 +380,7 @@ class RemoteReplica:
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
         """See `Replica.differences`."""
         asked = {want.content.digest for want in wants}
-        for pieces in self._stream(Differences(list(wants)), list[Piece]):
+        for pieces in self._stream(Differences(list(wants)), AnyPieces):
             check_among((piece.digest for piece in pieces), asked)
             yield pieces
 

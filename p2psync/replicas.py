@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from p2psync.core.replica import Identity, Mark
+from p2psync.core.replica import MAX_PATHS, Identity, Mark
 from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.database import told
 
@@ -96,7 +96,9 @@ class Replicas:
             "SELECT replica, mark FROM peer WHERE mark IS NOT NULL"
         ).fetchall():
             mark = self._mark(data)
-            asked = msgspec.structs.replace(mark, pending=sorted(again.union(mark.pending)))
+            pending = sorted(again.union(mark.pending))
+            few = len(pending) <= MAX_PATHS  # else all is compared: there is no such epoch
+            asked = msgspec.structs.replace(mark, **({"pending": pending} if few else {"epoch": 0}))
             place = (msgspec.msgpack.encode(asked), peer)
             self._db.execute("UPDATE peer SET mark = ? WHERE replica = ?", place)
 

@@ -55,7 +55,7 @@ from p2psync.calls import (
 )
 from p2psync.core.model import Transition
 from p2psync.core.paths import SIDECAR, printable
-from p2psync.core.replica import Piece, Replica
+from p2psync.core.replica import AnyPieces, Replica
 from p2psync.errors import Locked, P2PSyncError, PeerError, ProtocolError, Unreachable
 from p2psync.facts import facts
 from p2psync.wire import Connection, check_entry, check_path, plain
@@ -271,7 +271,7 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
         case Differences(wants):
             return replica.differences(wants)
         case Stage():
-            replica.stage(_incoming(connection, list[Piece]))
+            replica.stage(_incoming(connection, AnyPieces))
             return [None]
         case Apply():
             return replica.apply()

@@ -31,6 +31,7 @@ from p2psync.core.model import (
 from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
 from p2psync.core.replica import (
+    MAX_PATHS,
     Ask,
     Content,
     Home,
@@ -440,7 +441,7 @@ class Session:
         for side, other in ((home, peer), (peer, home)):
             point = points[other.identity.replica]
             mark = Mark(other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce)
-            if sum(map(len, pending)) > LEFT_BYTES:
+            if len(pending) > MAX_PATHS or sum(map(len, pending)) > LEFT_BYTES:
                 mark = Mark(other.identity.epoch, 0, b"", pending[:1])
             side.replica.acknowledge(other.identity, mark)
 

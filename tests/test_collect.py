@@ -767,10 +767,11 @@ def test_deletions_that_were_left_out_are_not_forgotten_where_they_are_too_many_
     assert known(here, b"gone/1") == (before == "never met")
 
 
+@pytest.mark.parametrize("limit", ["LEFT_BYTES", "MAX_PATHS"])
 def test_where_too_much_was_left_out_to_be_named_nobody_is_said_to_be_in_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr("p2psync.sync.LEFT_BYTES", 2)
+    monkeypatch.setattr(f"p2psync.sync.{limit}", 2)
     here = new_replica(tmp_path / "here", {b"%d" % n: b"%d" % n for n in range(9)})
     there = new_replica(tmp_path / "there")
     with opened(here) as ours, opened(there) as theirs:

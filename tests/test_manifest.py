@@ -659,6 +659,19 @@ def test_a_peer_is_in_step_only_with_nothing_left_behind(manifest: Manifest) -> 
     assert synced == [None, 200, 200]
 
 
+def test_of_peers_that_are_to_be_asked_of_too_many_paths_all_is_asked(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2psync.replicas.MAX_PATHS", 2)
+    peer, mark = Identity(ReplicaId(5), "peer", 1), Mark(1, 2, b"", [b"left"])
+    with manifest.transaction():
+        manifest.replicas.set_mark(peer, mark, 1)
+        manifest.replicas.ask_again([b"a"])
+        assert manifest.replicas.mark(peer.replica) == Mark(1, 2, b"", [b"a", b"left"])
+        manifest.replicas.ask_again([b"b"])
+    assert manifest.replicas.mark(peer.replica) == Mark(0, 2, b"", [b"a", b"left"])
+
+
 def test_a_peer_is_remembered_with_its_latest_address_and_name(manifest: Manifest) -> None:
     with manifest.transaction():
         manifest.replicas.met(ReplicaId(5), "host:old")

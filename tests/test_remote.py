@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import math
 import os
 import shlex
 import signal
@@ -22,6 +23,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import inspect
 from xxhash import xxh3_128_digest
 
 from p2psync.calls import (
@@ -29,6 +31,15 @@ from p2psync.calls import (
     END,
     VALUE,
     Acknowledge,
+    AnyAlike,
+    AnyBases,
+    AnyCall,
+    AnyChanges,
+    AnyContents,
+    AnyDigests,
+    AnySources,
+    AnyTexts,
+    AnyTransitions,
     Apply,
     Bases,
     Changes,
@@ -48,6 +59,7 @@ from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import (
+    AnyPieces,
     Applied,
     Ask,
     Change,
@@ -76,6 +88,7 @@ from p2psync.errors import (
     ReplicaError,
     Unreachable,
 )
+from p2psync.facts import Facts
 from p2psync.peer import Address, AddressError, parse_address
 from p2psync.remote import RemoteReplica
 from p2psync.serve import Opener, Watched, serve, serve_stdio
@@ -551,6 +564,35 @@ def test_a_text_that_is_another_is_no_text(connect: Connect) -> None:
 def test_an_answer_to_a_question_not_asked_is_refused(connect: Connect) -> None:
     with pytest.raises(ProtocolError):
         connect(newest=lambda self: [1, 2]).newest()
+
+
+# -- what either may send
+
+
+def most(kind: inspect.Type) -> float:
+    """Return how many objects a message of this type can have to be made of it."""
+    match kind:
+        case inspect.ListType() | inspect.VarTupleType():
+            return most(kind.item_type) * (math.inf if kind.max_length is None else kind.max_length)
+        case inspect.DictType():
+            return 2 * (math.inf if kind.max_length is None else kind.max_length)
+        case inspect.StructType() | inspect.NamedTupleType():
+            return 1 + sum(most(field.type) for field in kind.fields)
+        case inspect.UnionType():
+            return max(map(most, kind.types))
+        case inspect.Metadata():
+            return most(kind.type)
+        case _:
+            return 1
+
+
+ANYTHING = (AnyCall, AnyTransitions, AnyPieces, Identity, Scanned, Mark, Point, Found, Taken, Applied, Facts)
+LISTS = (AnyChanges, AnyBases, AnyTexts, AnyDigests, AnyContents, AnyAlike, AnySources)
+
+
+@pytest.mark.parametrize("kind", [*ANYTHING, *LISTS])
+def test_no_message_is_made_of_more_objects_than_take_some_mebibytes(kind: object) -> None:
+    assert most(inspect.type_info(kind)) < 1 << 21
 
 
 # -- a hostile near end

@@ -128,7 +128,7 @@ class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     path: bytes
     expected: Entry | None
     wanted: Entry
-    after: tuple[bytes, ...] = ()
+    after: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=16)] = ()
     """Paths whose transitions on the same side must not have failed: what is set aside there must
     exist before this one displaces it (I3)."""
     resolution: Resolution | None = None

@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
 
-from p2psync.core.chunking import HASH_BYTES, Chunks
+from p2psync.core.chunking import HASH_BYTES, MOST_BASES, Chunks
 from p2psync.core.model import Digest, Entry, Problem, ShownPath, Transition
 from p2psync.core.reconcile import Contest
 from p2psync.core.vector import ReplicaId, Stamp
@@ -25,6 +25,16 @@ Count = Annotated[int, _Count]
 AnyReplica = Annotated[ReplicaId, _Count]
 _Rules = Annotated[bytes, msgspec.Meta(max_length=256)]
 AnyDigest = Annotated[Digest, msgspec.Meta(min_length=16, max_length=16)]
+
+MAX_ITEMS = 1 << 14
+"""More cannot be in a frame of a MiB: a list of empty lists takes seventy times its bytes in memory."""
+FEW = msgspec.Meta(max_length=MAX_ITEMS)
+MAX_PATHS = 1 << 17
+"""In what is told at once: more than are in a MiB of paths."""
+_PATHS = msgspec.Meta(max_length=MAX_PATHS)
+BASES = msgspec.Meta(max_length=MOST_BASES)
+SOURCES = msgspec.Meta(max_length=MOST_BASES + 1)
+"""Of contents: their bases, and what a broken transfer left."""
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True):
@@ -41,13 +51,13 @@ class Identity(msgspec.Struct, frozen=True, array_like=True):
 class Scanned(msgspec.Struct, frozen=True, array_like=True):
     """What a scan found out."""
 
-    problems: list[Problem]
+    problems: Annotated[list[Problem], _PATHS]
     """Paths that could not be read; their entries stay what they were (I6)."""
-    skipped: list[ShownPath]
+    skipped: Annotated[list[ShownPath], _PATHS]
     """Sockets, fifos, devices and reserved names met for the first time."""
     rules: _Rules
     """Fingerprint of all ignore rules in force; empty: there are none."""
-    mounts: list[ShownPath] = []
+    mounts: Annotated[list[ShownPath], _PATHS] = []
     """Directories on which something is mounted."""
 
 
@@ -68,7 +78,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     """0: nothing is taken for known, for too much was left behind to remember all of it."""
     rules: _Rules
     """The rules of both sides at the time: other rules may show other paths."""
-    pending: list[bytes] = []
+    pending: Annotated[list[bytes], _PATHS] = []
     """Paths that were left behind all the same."""
     nonce: Count = 0
     """Of the change `seq`."""
@@ -93,9 +103,9 @@ class Name(NamedTuple):
 class Found(msgspec.Struct, frozen=True, array_like=True):
     """The answer to a lookup."""
 
-    entries: Annotated[list[Entry | None], msgspec.Meta(max_length=1 << 14)]
+    entries: Annotated[list[Entry | None], FEW]
     """One for each path asked about."""
-    ignored: list[bytes]
+    ignored: Annotated[list[bytes], FEW]
     """Those of the paths that this replica's rules ignore."""
 
 
@@ -110,7 +120,7 @@ class Like(NamedTuple):
     """A question: of what are large contents made that both sides may have?"""
 
     content: Content
-    bases: list[AnyDigest]
+    bases: Annotated[list[AnyDigest], BASES]
     """Contents that they are probably like."""
 
 
@@ -118,9 +128,9 @@ class Ask(NamedTuple):
     """A question: what is held that large contents may be made of?"""
 
     content: Content
-    bases: list[AnyDigest]
+    bases: Annotated[list[AnyDigest], BASES]
     """Contents that they may be like."""
-    known: list[AnyDigest]
+    known: Annotated[list[AnyDigest], BASES]
     """Those among these of which the other side knows how they are cut."""
 
 
@@ -168,7 +178,7 @@ class Want(NamedTuple):
     """Large contents, and what is held there that they may be made of."""
 
     content: Content
-    sources: list[Source]
+    sources: Annotated[list[Source], SOURCES]
 
 
 class More(IntEnum):
@@ -200,13 +210,14 @@ holds at most twice as much."""
 
 MAX_PIECES = 1000
 """In a batch, at most."""
+AnyPieces = Annotated[list[Piece], msgspec.Meta(max_length=MAX_PIECES)]
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True):
     """What became of some transitions: all are done but those with a problem."""
 
     done: Count
-    problems: list[Problem]
+    problems: Annotated[list[Problem], FEW]
 
 
 class Taken(msgspec.Struct, frozen=True, array_like=True):
@@ -215,7 +226,7 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
     files: Count
     size: Count
     """Bytes."""
-    lacking: list[Content] = []
+    lacking: Annotated[list[Content], FEW] = []
     """What could not be had; told at the end."""
     path: ShownPath = b""
     """The last of the files."""
