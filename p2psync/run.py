@@ -217,8 +217,8 @@ def _open(
         link.identity = link.replica.identity.replica
         if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
             home.met(link.replica.identity.replica, peer.address, link.replica.recalls)
-    except P2PSyncError as error:
-        link.run.error = error
+    except (P2PSyncError, OSError) as error:
+        link.run.error = _told(error)
     return link
 
 
@@ -233,6 +233,10 @@ def _recognise(home: LocalReplica, links: Sequence[Link]) -> None:
             known = opened.keys() & home.answered_at(link.run.peer.address)
             if known:
                 link.run.error, link.run.same_as = None, opened[known.pop()]
+
+
+def _told(error: P2PSyncError | OSError) -> P2PSyncError:
+    return error if isinstance(error, P2PSyncError) else ReplicaError(str(error))
 
 
 def _connect(
@@ -447,7 +451,7 @@ def _round(
             link.session.scan(True)
             link.run.results.append(link.session.round(options.prefer, True, *limits))
     except (P2PSyncError, OSError) as error:
-        link.run.error = error if isinstance(error, P2PSyncError) else ReplicaError(str(error))
+        link.run.error = _told(error)
         if not options.dry_run and home.give_up(link.replica.identity.name):
             home_scanned = None
     identity = link.replica.identity.replica

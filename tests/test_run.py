@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ import pytest
 from p2psync import run
 from p2psync.apply import Applier
 from p2psync.config import Peer
+from p2psync.connect import connect_local
 from p2psync.core.model import Problem, Record, Transition
 from p2psync.core.replica import Taken
 from p2psync.errors import Exit, PeerError
@@ -21,6 +23,7 @@ from p2psync.peer import Address
 from p2psync.progress import Silent
 from p2psync.remote import RemoteReplica
 from p2psync.run import Options, PeerRun
+from p2psync.serve import Opener
 from tests.support import Tree, do_not_wait_for_disk, new_replica, opened, snapshot
 
 CALLS = ("lookup", "prepare", "take", "apply", "point", "acknowledge")
@@ -68,6 +71,24 @@ def assert_all_get_the_same(roots: list[Path]) -> None:
     assert trees[0] == trees[1] == trees[2]
     assert trees[0].keys() >= {b"new", b"link", b"e/f/3", b"moved away"}
     assert trees[0].keys().isdisjoint({b"gone", b"moved"})
+
+
+def test_a_peer_for_which_the_system_has_no_process_keeps_no_other_from_being_synced(
+    roots: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, one, two = roots
+
+    def connect(root: bytes, opener: Opener, create: bool) -> RemoteReplica:
+        if root == os.fsencode(one):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return connect_local(root, opener, create)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "connect_local", connect)
+        runs = sync(here, one, two)
+    assert os.strerror(errno.EAGAIN) in str(runs[0].error)
+    assert_in_step(runs[1:])
+    assert snapshot(two) == snapshot(here)
 
 
 @pytest.mark.parametrize("call", CALLS)
