@@ -449,6 +449,7 @@ def _round(
         link.run.results.append(result)
         if result.changed_rules and not options.dry_run and options.plans is None:
             link.session.scan(True)
+            home_scanned = link.session.home_scanned
             link.run.results.append(link.session.round(options.prefer, True, *limits))
     except (P2PSyncError, OSError) as error:
         link.run.error = _told(error)

@@ -117,6 +117,17 @@ def test_what_was_planned_with_a_peer_that_fails_is_not_carried_out_with_the_nex
     assert_all_get_the_same(roots)
 
 
+def test_the_next_peer_is_synced_by_the_rules_that_the_last_one_brought(roots: list[Path]) -> None:
+    here, one, two = roots
+    (one / ".p2pignore").write_bytes(b"*.o")
+    peers = [Peer("one", str(one)), Peer("two", str(two), exclude=(".p2pignore",))]
+    run.sync(os.fsencode(here), peers, Options(), Silent(), lambda question: False)
+    with opened(here) as home, opened(two) as other:
+        mark = home.mark(other.identity.replica)
+        assert mark
+        assert mark.rules == home.scan(keep=False).rules + other.scan(keep=False).rules != b""
+
+
 def test_a_plan_that_stops_midway_here_is_no_reason_to_tell_the_next_peer_what_is_not_so(
     roots: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
