@@ -77,7 +77,12 @@ Watched = Callable[["Watcher"], Opener]
 
 
 def serve(
-    connection: Connection, root: bytes, opener: Opener, create: bool, watched: Watched | None = None
+    connection: Connection,
+    root: bytes,
+    opener: Opener,
+    create: bool,
+    watched: Watched | None = None,
+    closing: threading.Event | None = None,
 ) -> errors.Exit:
     """Open the replica at `root` and carry out calls on it until the other side hangs up.
 
@@ -87,11 +92,12 @@ def serve(
         opener: opens it.
         create: make it one first if it is none.
         watched: what opens it if the other side has it watched; None: it cannot be.
+        closing: is set while the replica is closed.
 
     Returns:
         The exit code for the process; the other side is told why.
     """
-    far = _Far(connection, root, opener, watched)
+    far = _Far(connection, root, opener, watched, closing or threading.Event())
     try:
         connection.answer()
         far.open(create)
@@ -113,11 +119,19 @@ def serve(
 class _Far:
     """The far end of one connection."""
 
-    def __init__(self, connection: Connection, root: bytes, opener: Opener, watched: Watched | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        root: bytes,
+        opener: Opener,
+        watched: Watched | None,
+        closing: threading.Event,
+    ) -> None:
         self._connection = connection
         self._root = root
         self._opener = opener
         self._watched = watched
+        self._closing = closing
         self._replica: Replica | None = None
         self._watcher: Watcher | None = None
 
@@ -175,7 +189,9 @@ class _Far:
     def _let_go(self) -> None:
         replica, self._replica = self._replica, None
         if replica:
+            self._closing.set()
             replica.close()
+            self._closing.clear()
 
     def _wait(self) -> bool:
         """Unlock, and wait until something has changed here, which is True, or a call comes."""
@@ -203,22 +219,24 @@ def serve_alone(
     connection: Connection, root: bytes, opener: Opener, create: bool, watched: Watched | None = None
 ) -> errors.Exit:
     """Serve in a process that is there for nothing else; see `serve`."""
-    served = threading.Event()
-    threading.Thread(target=_end_with, args=(connection, served), daemon=True).start()
+    served, closing = threading.Event(), threading.Event()
+    threading.Thread(target=_end_with, args=(connection, served, closing), daemon=True).start()
     try:
-        return serve(connection, root, opener, create, watched)
+        return serve(connection, root, opener, create, watched, closing)
     finally:
         served.set()
 
 
-def _end_with(connection: Connection, served: threading.Event) -> None:
+def _end_with(connection: Connection, served: threading.Event, closing: threading.Event) -> None:
     """End this process when the other side has hung up, also in the middle of a long call.
 
     Calls read nothing while they work: without this, a far end whose caller was killed would keep the lock.
+    To close may take longer, on a slow disk: a manifest that was not closed is read whole by the next run.
     """
     connection.wait_for_hang_up()
-    if not served.wait(PATIENCE_SECONDS):
-        os._exit(errors.Exit.INTERRUPTED)
+    while not served.wait(PATIENCE_SECONDS):
+        if not closing.is_set():
+            os._exit(errors.Exit.INTERRUPTED)
 
 
 def _fail(connection: Connection, error: P2PSyncError) -> errors.Exit:

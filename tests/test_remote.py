@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
@@ -449,6 +450,28 @@ def test_close_returns_when_the_far_end_has_unlocked(connect: Connect, tmp_path:
 
 def test_a_far_end_unlocks_when_the_near_end_hangs_up(connect: Connect, tmp_path: Path) -> None:
     remote = connect(close=lambda self: (tmp_path / "unlocked").touch())
+    remote._connection.close()
+    os.waitpid(remote._process._pid, 0)  # type: ignore[attr-defined]
+    assert (tmp_path / "unlocked").exists()
+    remote._closed = True
+
+
+def test_a_far_end_that_is_closing_is_not_ended_before_it_has(
+    connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def newest(self: Fake) -> int:
+        raise ReplicaError("the end")
+
+    def close(self: Fake) -> None:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread():
+                thread.join(0.2)  # the one that would end the process
+        (tmp_path / "unlocked").touch()
+
+    monkeypatch.setattr("p2psync.serve.PATIENCE_SECONDS", 0.01)
+    remote = connect(close=close, newest=newest)
+    with pytest.raises(ReplicaError, match="the end"):
+        remote.newest()
     remote._connection.close()
     os.waitpid(remote._process._pid, 0)  # type: ignore[attr-defined]
     assert (tmp_path / "unlocked").exists()
