@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -19,7 +19,6 @@ from p2psync.core.chunking import likely_bases
 from p2psync.core.guard import HALF, MaxDelete, deleted, is_too_much, plan_id
 from p2psync.core.merge import merge
 from p2psync.core.model import (
-    NO_DIGEST,
     Conflict,
     Digest,
     Entry,
@@ -371,7 +370,7 @@ class Session:
         rest = [*self._take(side)] if self._near else [*self._stage_differences(side, other, rest)]
         if rest:
             read = other.replica.read([content.digest for content in rest])
-            side.replica.stage(self._watched(read, side))
+            side.replica.stage(self._watched(read, _paths(side)))
 
     def _stage_differences(self, side: Side, other: Side, missing: Sequence[Content]) -> Sequence[Content]:
         """Bring to `side` large contents of which it holds parts; return what it still lacks."""
@@ -379,7 +378,7 @@ class Session:
         sizes = {content.digest: content for content in missing if content.digest in bases}
         if not sizes:
             return missing
-        contents = list(sizes.values())
+        contents, paths = list(sizes.values()), _paths(side)
         for some in _batches(contents, LARGE_AT_ONCE):
             likes = [Like(content, bases[content.digest]) for content in some]
             asks = [
@@ -390,7 +389,7 @@ class Session:
                 found = zip(batch, side.replica.sources(batch), strict=True)
                 wants = [Want(ask.content, sources) for ask, sources in found if sources]
                 if wants:
-                    side.replica.stage(self._watched(other.replica.differences(wants), side))
+                    side.replica.stage(self._watched(other.replica.differences(wants), paths))
         return list(self._take(side))
 
     def _take(self, side: Side) -> Iterator[Content]:
@@ -400,16 +399,14 @@ class Session:
             self._progress.advance(taken.files, taken.size, taken.path)
             yield from taken.lacking
 
-    def _watched(self, batches: Iterable[list[Piece]], side: Side) -> Iterator[list[Piece]]:
-        steps = iter(side.transitions)  # contents come in their order
-        at_hand, path = NO_DIGEST, b""
+    def _watched(
+        self, batches: Iterable[list[Piece]], paths: Mapping[Digest, bytes]
+    ) -> Iterator[list[Piece]]:
         for batch in batches:
             files = sum(piece.more is not More.MORE for piece in batch)
             size = sum(len(piece.data) for piece in batch)
             self._transferred += size
-            if batch and batch[-1].digest != at_hand:
-                at_hand = batch[-1].digest
-                path = next((step.path for step in steps if step.wanted.digest == at_hand), b"")
+            path = paths.get(batch[-1].digest, b"") if batch else b""
             self._progress.advance(files, size + sum(piece.size for piece in batch), path)
             yield batch
 
@@ -452,6 +449,11 @@ def _usual_merge(path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes 
 
 def _no_policy(path: bytes) -> None:
     return None
+
+
+def _paths(side: Side) -> dict[Digest, bytes]:
+    """Return where contents go, by digest: the first of the paths."""
+    return {step.wanted.digest: step.path for step in reversed(side.transitions)}
 
 
 def _is_folder(entry: Entry | None) -> bool:

@@ -14,6 +14,7 @@ from p2psync.cli.options import YEAR_SECONDS, Seconds
 from p2psync.core.choose import Filter, Mode
 from p2psync.core.model import Prefer
 from p2psync.core.replica import PIECE_BYTES
+from p2psync.local import LocalReplica
 from p2psync.sync import Session
 from tests.cli_support import (
     LONG_AGO_NS,
@@ -262,7 +263,12 @@ class Watching(Quiet):
             self.seen.append(path)
 
 
-def test_the_file_at_hand_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_file_at_hand_is_told_in_whatever_order_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    real = LocalReplica.read
+    monkeypatch.setattr(LocalReplica, "read", lambda self, digests: real(self, digests[::order]))
     large = os.urandom(3 * PIECE_BYTES)
     tree = {b"a": large[::-1], b"b": large, b"c": large, b"d": os.urandom(PIECE_BYTES)}
     near, far = new_replica(tmp_path / "near", tree), new_replica(tmp_path / "far", {b"d": b"other"})
@@ -271,7 +277,7 @@ def test_the_file_at_hand_is_told(tmp_path: Path) -> None:
         session = Session(home, peer, watching)
         session.scan(keep=True)
         session.round(Prefer.NEWEST)
-    assert [path for path in watching.seen if path in (b"a", b"b", b"c")] == [b"a", b"b"]
+    assert [path for path in watching.seen if path in (b"a", b"b", b"c")] == [b"a", b"b"][::order]
 
 
 def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
