@@ -117,6 +117,29 @@ def test_what_a_second_process_wrote_and_died_before_it_told_is_written_again(
     assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
 
 
+def test_a_part_that_a_second_process_left_of_what_is_there_no_more_does_not_come_with_its_folder(
+    tmp_path: Path, replica: LocalReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree: Tree = {b"d/f%d" % number: b"text %d" % number for number in range(2000)}
+    make_tree(tmp_path / "other", tree)
+    mine, do, died = os.getpid(), _Taker.do, tmp_path / "died"
+
+    def die(self: _Taker, first: int, end: int) -> object:
+        if os.getpid() == mine:
+            wait_for(died.exists, "the second process does nothing")
+            return do(self, first, end)
+        path = os.fsdecode(self._files[first][0])
+        make_tree(tmp_path / "replica/.p2psync/stage", {os.fsencode(path): b"te"})
+        (tmp_path / "other" / path).unlink()
+        died.touch()
+        os._exit(1)
+
+    monkeypatch.setattr(_Taker, "do", die)
+    assert len(take(replica, files(tree))) == 1
+    assert len([problem for applied in replica.apply() for problem in applied.problems]) == 1
+    assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     "instead",
     [b"g", b"edit", LARGE, Link(b"real"), None],
