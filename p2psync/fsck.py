@@ -78,6 +78,8 @@ class Report:
     """Where the good bytes of a path came from."""
     left: dict[bytes, str] = field(default_factory=dict)
     """Why a path could not be repaired."""
+    completed: str = ""
+    """What a finding tells of a table that is complete again."""
     repaired_bases: bool = False
     """Texts that are not what they should be are not taken for kept any more."""
     error: P2PSyncError | None = None
@@ -161,6 +163,8 @@ class _Check:
         self._readable_past = True
         self._rotten: dict[bytes, _Rotten] = {}
         self._bad_texts: list[Digest] = []
+        self._unfindable = ""
+        """What is told of a table of what is where that is incomplete."""
         self._lost: set[bytes] = set()
         """Rows that live in a folder that is none."""
 
@@ -176,6 +180,10 @@ class _Check:
         if not self.report.findings:
             readable = self._check_rows()
             self._readable_past = self._check_remembered()
+            missing = 0 if self.report.findings else self._manifest.holders.missing()
+            if missing:
+                self._unfindable = f"{missing} files, or earlier versions, cannot be found by their contents"
+                self._find(What.MANIFEST, b"", self._unfindable)
             for extent in self._bases.lost(self._manifest.texts.all()):
                 self._find(What.BASE, b"", f"the text {extent.digest.hex()} is not where it was kept")
                 self._bad_texts.append(extent.digest)
@@ -356,6 +364,10 @@ class _Check:
 
     def repair(self, peer: Replica | None) -> None:
         """Put right what can be."""
+        if self._unfindable:
+            with self._manifest.transaction():
+                self._manifest.holders.make()
+            self.report.completed = self._unfindable
         if self._bad_texts:
             with self._manifest.transaction():
                 self._manifest.texts.forget(self._bad_texts)

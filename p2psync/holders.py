@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from p2psync.columns import IS_COMMON, VALUES
 from p2psync.core.model import Digest
-from p2psync.core.paths import join
+from p2psync.core.paths import join, split
 
 _EARLIER = """
 directory CROSS JOIN remembered
@@ -22,8 +22,24 @@ WHERE directory.id = holder.directory AND remembered.kind = 1 AND remembered.dig
 """The earlier versions of a holder's path that had its contents. SQLite joins in the order written."""
 _ADD = """
 INSERT OR IGNORE INTO holder
-SELECT digest, directory, name FROM entry WHERE seq = ? AND kind = 1 ORDER BY digest, directory, name
+SELECT digest, directory, name FROM entry WHERE seq = ?1 AND kind = 1
+UNION ALL SELECT digest, id, name_of(remembered.path)
+FROM remembered JOIN directory ON directory.path = folder_of(remembered.path)
+WHERE born = ?1 AND +seq = ?1 AND kind = 1
+ORDER BY digest, directory, name
 """
+"""All that was recorded under a number; mostly no path was so twice."""
+_FILES = "SELECT digest, directory, name FROM entry WHERE kind = 1"
+_BEFORE = """
+SELECT DISTINCT digest, id, name_of(remembered.path)
+FROM remembered JOIN directory ON directory.path = folder_of(remembered.path) WHERE kind = 1
+"""
+MAKE = (
+    "INSERT OR IGNORE INTO directory (path) SELECT folder_of(path) FROM remembered WHERE kind = 1",
+    f"INSERT OR IGNORE INTO holder {_FILES} ORDER BY digest, directory, name",
+    f"INSERT OR IGNORE INTO holder {_BEFORE}",
+)
+"""Statements that add all that lacks."""
 
 
 class Holders:
@@ -32,6 +48,8 @@ class Holders:
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Use the tables of a manifest."""
         self._db = connection
+        connection.create_function("folder_of", 1, lambda path: split(path)[0])
+        connection.create_function("name_of", 1, lambda path: split(path)[1])
         self._recorded = 0
         """Under which number rows were recorded that are to be added; 0: none were."""
 
@@ -94,29 +112,38 @@ class Holders:
         )
         return [(path, bool(is_common)) for path, is_common in found]
 
-    def replaced(self, digest: Digest) -> list[tuple[str, bytes]]:
-        """Return where in the history a file with this digest should be: a run's name, and the path there.
+    def replaced(self, digest: Digest) -> Iterator[tuple[str, bytes]]:
+        """Yield where in the history a file with this digest should be: a run's name, and the path there.
 
         No name: it was found replaced; a run may have done so that died before it could be recorded.
         """
         self.add()
-        found = self._db.execute(
+        yield from self._db.execute(
             "SELECT coalesce((SELECT name FROM run WHERE run.seq = remembered.seq), ''), remembered.path"
             f" FROM holder CROSS JOIN {_EARLIER} AND holder.digest = ?",
             (digest,),
         )
-        return [(name, path) for name, path in found]
 
     def missing(self) -> int:
-        """Return how many files would not be found by their contents."""
+        """Return how many files, and earlier versions of some, would not be found by their contents."""
         found = self._db.execute(
-            "SELECT count(*) FROM entry WHERE kind = 1"
-            " AND (digest, directory, name) NOT IN (SELECT * FROM holder)"
+            f"SELECT count(*) FROM (SELECT * FROM ({_FILES}) EXCEPT SELECT * FROM holder"
+            f" UNION ALL SELECT * FROM (SELECT * FROM ({_BEFORE}) EXCEPT SELECT * FROM holder))"
         )
         return int(found.fetchone()[0])
 
+    def make(self) -> None:
+        """Add all that is missing."""
+        for statement in MAKE:
+            self._db.execute(statement)
+
     def forget_old(self) -> None:
-        """Forget the paths at which nobody knows of the contents any more."""
+        """Forget the paths at which nobody knows of the contents any more, if those are most."""
+        counts = "(SELECT count(*) FROM holder), count(*) FROM"
+        (rows, files) = self._db.execute(f"SELECT {counts} entry WHERE kind = 1").fetchone()
+        (rows, before) = self._db.execute(f"SELECT {counts} remembered WHERE kind = 1").fetchone()
+        if rows <= 2 * (files + before):
+            return
         self._db.execute(
             "DELETE FROM holder WHERE digest IS NOT (SELECT entry.digest FROM entry"
             " WHERE entry.directory = holder.directory AND entry.name = holder.name AND kind = 1)"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from p2psync import holders
 from p2psync.columns import (
     BASES,
     ENTRY,
@@ -34,7 +35,6 @@ from p2psync.core.replica import Change, Identity, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, copied, is_sound, mark_damaged, told
 from p2psync.errors import Damaged, ReplicaError
-from p2psync.holders import Holders
 from p2psync.past import Past, Run
 from p2psync.replicas import Replicas
 from p2psync.samples import Samples
@@ -109,10 +109,7 @@ _UPGRADES = {
         "DROP INDEX IF EXISTS entry_digest",
         "DROP INDEX IF EXISTS remembered_digest",
         _HOLDER,
-        "INSERT OR IGNORE INTO directory (path) SELECT folder_of(path) FROM remembered WHERE kind = 1",
-        "INSERT INTO holder SELECT digest, directory, name FROM entry WHERE kind = 1 ORDER BY digest",
-        "INSERT OR IGNORE INTO holder SELECT digest, id, name_of(remembered.path)"
-        " FROM remembered JOIN directory ON directory.path = folder_of(remembered.path) WHERE kind = 1",
+        *holders.MAKE,
     ),
 }
 """What brings a manifest of an older format to the next one."""
@@ -128,7 +125,7 @@ class Manifest:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self.past = Past(connection, self.entry)
-        self.holders = Holders(connection)
+        self.holders = holders.Holders(connection)
         self.texts = Texts(connection)
         self.samples = Samples(connection)
         self.replicas = Replicas(connection, self.newest)
@@ -201,8 +198,6 @@ class Manifest:
         return manifest
 
     def _upgrade(self, version: int) -> None:
-        self._db.create_function("folder_of", 1, lambda path: split(path)[0])
-        self._db.create_function("name_of", 1, lambda path: split(path)[1])
         for older in range(version, SCHEMA_VERSION):
             for statement in _UPGRADES[older]:
                 self._db.execute(statement)
@@ -709,9 +704,7 @@ class Manifest:
         """Return what SQLite finds wrong with its file."""
         try:
             found = self._db.execute("PRAGMA integrity_check").fetchall()
-            faults = [line for (line,) in found if line != "ok"]
-            lost = 0 if faults else self.holders.missing()
-            return [f"{lost} files cannot be found by their contents"] if lost else faults
+            return [line for (line,) in found if line != "ok"]
         except (ReplicaError, sqlite3.DatabaseError) as error:
             return [str(error)]
 

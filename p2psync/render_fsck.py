@@ -27,6 +27,8 @@ def _line(finding: Finding, report: Report) -> str:
     line = ": ".join(filter(None, (place, shown(finding.path), printable(finding.why))))
     if finding.what is What.BASE and report.repaired_bases:
         line += "; forgotten"
+    if finding.what is What.MANIFEST and finding.why and finding.why == report.completed:
+        line += "; completed"
     if _is_mended(finding):
         if finding.path in report.repaired:
             line += f"; repaired from {report.repaired[finding.path]}"

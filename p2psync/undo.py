@@ -144,8 +144,9 @@ def _latest_taken(replica: LocalReplica, path: bytes) -> tuple[int, list[Changed
     """Return the latest change that took away what is not there now, but kept; and all that it took."""
     for seq, changes in sorted(_taken(replica.manifest, path).items(), reverse=True):
         taken = [change for change in changes if differs(change)]
-        files = [change.before for change in taken if change.before and change.before.kind is Kind.FILE]
-        if taken and (not files or any(map(replica.contents.has, files))):
+        before = (change.before for change in taken)
+        files = {entry.digest: entry for entry in before if entry and entry.kind is Kind.FILE}
+        if taken and (not files or any(map(replica.contents.has, files.values()))):
             return seq, taken
     raise _not_kept(path)
 
@@ -288,7 +289,9 @@ class _Work:
         """Stage what is to be put back; return the paths whose contents are not kept any more."""
         files = [step for step in steps if needs_content(step)]
         if self.dry_run:
-            return {step.path for step in files if not self.replica.contents.has(step.wanted)}
+            contents = {step.wanted.digest: step.wanted for step in files}
+            gone = {digest for digest, entry in contents.items() if not self.replica.contents.has(entry)}
+            return {step.path for step in files if step.wanted.digest in gone}
         missing = {content.digest for content in self.replica.prepare(steps) if content.size}
         self.replica.stage([[Piece(_EMPTY, b"", More.LAST)]])
         return {step.path for step in files if step.wanted.digest in missing}

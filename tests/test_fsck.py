@@ -455,6 +455,21 @@ def test_a_text_that_is_not_where_it_was_kept_is_damage(root: Path, damage: str)
     assert found(check(there)) == [(What.BASE, b"")] * 2
 
 
+def test_a_table_of_contents_that_lacks_some_is_completed_and_nothing_else_is_lost(root: Path) -> None:
+    make_tree(root, {b"g": b"edited"}, OLD_NS + 1)
+    files = len(scanned(root))
+    sql(root, "DELETE FROM holder")
+    report = check(root)
+    assert found(report) == [(What.MANIFEST, b"")]
+    assert report.is_complete
+    report = check(root, repair=True)
+    assert text(report, True).startswith("manifest: ")
+    assert "cannot be found by their contents; completed\n" in text(report, True)
+    assert not report.gave_up_manifest
+    assert check(root).findings == []
+    assert len(scanned(root)) == files
+
+
 def test_a_text_that_is_not_where_it_was_kept_is_forgotten_by_a_repair_and_kept_anew(root: Path) -> None:
     there = pair(root)
     sql(there, "UPDATE kept SET start = start + 1")

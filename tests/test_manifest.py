@@ -135,8 +135,8 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
             assert not manifest.samples.are_any()
             assert manifest.bases(b"f") == []
             assert [*manifest.holders.of(digest(b"2"))] == [b"d/\xff/f"]
-            assert manifest.holders.replaced(digest(b"1")) == [("", b"d/\xff/f")]
-            assert manifest.holders.replaced(digest(b"3")) == [("", b"gone/f")]
+            assert [*manifest.holders.replaced(digest(b"1"))] == [("", b"d/\xff/f")]
+            assert [*manifest.holders.replaced(digest(b"3"))] == [("", b"gone/f")]
             assert manifest.faults() == []
             assert manifest._db.execute("SELECT * FROM answered").fetchall() == [(b"a", 5)]
             assert [manifest.has_used(tick) for tick in (99, 100, 101)] == [True, True, False]
@@ -355,7 +355,7 @@ def test_what_was_recorded_is_found_by_its_contents_before_it_is_committed(manif
         {},
         {digest(b"3"): b"a"},
     ]
-    assert [manifest.holders.replaced(digest(data)) for data in (b"1", b"2")] == [[("", b"a")]] * 2
+    assert [[*manifest.holders.replaced(digest(data))] for data in (b"1", b"2")] == [[("", b"a")]] * 2
     manifest.roll_back()
     assert manifest.holders.any_of([digest(b"3")]) == {}
     manifest.begin()
@@ -385,12 +385,12 @@ def test_where_contents_were_is_known_as_long_as_the_version_is(manifest: Manife
         manifest.holders.forget_old()
         manifest.forget_folders()
     assert manifest._db.execute(rows).fetchone() == (3,)
-    assert [manifest.holders.replaced(digest(data)) for data in (b"1", b"2")] == [[("", path)]] * 2
+    assert [[*manifest.holders.replaced(digest(data))] for data in (b"1", b"2")] == [[("", path)]] * 2
     with manifest.transaction():
         manifest.forget_present([path])
         manifest.holders.forget_old()
         manifest.forget_folders()
-    assert manifest.holders.replaced(digest(b"1")) == [("", path)]
+    assert [*manifest.holders.replaced(digest(b"1"))] == [("", path)]
     with manifest.transaction():
         manifest.forget([path])
         manifest.holders.forget_old()
@@ -398,12 +398,27 @@ def test_where_contents_were_is_known_as_long_as_the_version_is(manifest: Manife
     assert [*manifest.holders.of(digest(b"3"))] == [b"e/f"]
 
 
-def test_files_that_could_not_be_found_by_their_contents_are_a_fault(manifest: Manifest) -> None:
+def test_what_could_not_be_found_by_its_contents_is_counted_and_can_be_again(manifest: Manifest) -> None:
     record(manifest, b"d/f", file(b"1"))
+    record(manifest, b"d/f", file(b"2", seen=version(tick=2)), file(b"1"))
     record(manifest, b"d/g", file(b"2"))
-    assert manifest.faults() == []
+    assert manifest.holders.missing() == 0
     manifest._db.execute("DELETE FROM holder WHERE name = x'66'")
-    assert manifest.faults() == ["1 files cannot be found by their contents"]
+    assert manifest.holders.missing() == 2
+    with manifest.transaction():
+        manifest.holders.make()
+    assert manifest.holders.missing() == 0
+    assert sorted(manifest.holders.of(digest(b"2"))) == [b"d/f", b"d/g"]
+    assert [*manifest.holders.replaced(digest(b"1"))] == [("", b"d/f")]
+
+
+def test_where_contents_were_for_a_moment_of_a_transaction_is_known_too(manifest: Manifest) -> None:
+    with manifest.transaction():
+        seq = manifest.next_seq()
+        manifest.record_under(seq, [Record(b"d/f", Row(file(b"1")))])
+        manifest.record_under(seq, [Record(b"d/f", Row(file(b"2", seen=version(tick=2))), file(b"1"))])
+    assert [*manifest.holders.replaced(digest(b"1"))] == [("", b"d/f")]
+    assert manifest.holders.missing() == 0
 
 
 def test_all_of_many_files_with_the_same_contents_are_found(manifest: Manifest) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from p2psync import apply
-from p2psync.core.model import Action, action_of
+from p2psync.contents import Contents
+from p2psync.core.model import Action, Entry, action_of
 from p2psync.core.revert import CHANGED, HOLDS_MORE
 from p2psync.disk import exchange
 from p2psync.errors import Exit, ReplicaError
@@ -289,6 +290,24 @@ def test_a_dry_run_tells_what_would_be_done_and_does_none_of_it(tmp_path: Path) 
 
 
 # -- what came since
+
+
+@pytest.mark.parametrize("at", [undo_at, lambda root, dry_run: restore_at(root, b"d", dry_run=dry_run)])
+def test_whether_equal_contents_are_kept_is_found_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: Callable[..., Outcome]
+) -> None:
+    same = dict.fromkeys((b"d/%d" % number for number in range(20)), b"\0same")
+    one, _, _ = taken_over(tmp_path, {**same, b"other": b"1"}, {b"other": b"1"})
+    asked: list[Entry] = []
+    real = Contents.has
+
+    def has(self: Contents, entry: Entry) -> bool:
+        asked.append(entry)
+        return real(self, entry)
+
+    monkeypatch.setattr(Contents, "has", has)
+    assert len(done(at(one, dry_run=True))) == 21
+    assert len(asked) <= 3
 
 
 def test_a_path_that_was_edited_since_is_left_alone_and_told_of(tmp_path: Path) -> None:
