@@ -157,7 +157,7 @@ def _open_manifest(root: bytes, sidecar: int, lock: bool) -> Manifest:
     file = _manifest_of(root)
     try:
         if exists(b"manifest.db", sidecar) or not lock:
-            return Manifest.open(file)
+            return Manifest.open(file, locked=lock)
     except Damaged:
         if not lock:
             raise
@@ -218,7 +218,7 @@ class LocalReplica:
             else:
                 self._manifest = _open_manifest(root, sidecar, lock)
                 self._close.callback(self._manifest.close)
-                if not is_open(b"manifest.db", sidecar):
+                if not (self._manifest.is_copy or is_open(b"manifest.db", sidecar)):
                     raise ReplicaError(f"{shown} was moved while it was opened")
             self._stage = Stage(sidecar)
             self._close.callback(self._stage.close)

@@ -124,6 +124,8 @@ class Manifest:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self.is_copy = False
+        """Is all that is written forgotten?"""
         self.past = Past(connection, self.entry)
         self.holders = holders.Holders(connection)
         self.texts = Texts(connection)
@@ -156,12 +158,14 @@ class Manifest:
         return manifest
 
     @classmethod
-    def open(cls, file: bytes, copy: bool = False) -> Manifest:
+    def open(cls, file: bytes, copy: bool = False, locked: bool = True) -> Manifest:
         """Open an existing manifest.
 
         Args:
             file: where it is.
             copy: only look at it, for nothing can be written there: what is written is forgotten.
+            locked: no other run is at work. If one may be, of an older p2psync perhaps, an older format is
+                only looked at.
 
         Raises:
             Damaged: it is no manifest any more.
@@ -187,8 +191,12 @@ class Manifest:
                 )
             if version not in (*_UPGRADES, SCHEMA_VERSION) or (died and not is_sound(database)):
                 raise Damaged(f"the manifest {os.fsdecode(file)} is damaged; the next sync makes it anew")
+            if version < SCHEMA_VERSION and not (copy or locked):
+                database.close()
+                return cls.open(file, copy=True)
             setattr(database, "file", file)  # noqa: B010 - of Database
             manifest = cls(database)
+            manifest.is_copy = copy
             if version < SCHEMA_VERSION:
                 with manifest.transaction():
                     manifest._upgrade(version)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -360,6 +362,16 @@ def test_without_its_bases_a_conflict_is_set_aside(tmp_path: Path) -> None:
 
 
 # -- what is told
+
+
+def test_a_replica_of_an_older_format_can_be_looked_at(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "replica", {b"f": b"1"})
+    scanned(root)
+    with contextlib.closing(sqlite3.connect(root / ".p2psync" / "manifest.db")) as database:
+        database.execute("DROP TABLE holder")
+        database.execute("PRAGMA user_version = 3")
+    with contextlib.closing(LocalReplica(os.fsencode(root), lock=False)) as replica:
+        assert replica.files() == 1
 
 
 def test_what_happened_since_is_told_in_the_words_of_transitions(tmp_path: Path) -> None:

@@ -144,6 +144,20 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
 
+def test_who_only_looks_leaves_an_older_format_to_the_run_that_may_be_at_work(place: bytes) -> None:
+    with contextlib.closing(Manifest.open(place)) as manifest:
+        record(manifest, b"f", file(b"1"))
+    with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
+        database.execute("DROP TABLE holder")
+        database.execute("PRAGMA user_version = 3")
+    with contextlib.closing(Manifest.open(place, locked=False)) as looking:
+        assert [*looking.holders.of(digest(b"1"))] == [b"f"]
+        with contextlib.closing(sqlite3.connect(os.fsdecode(place))) as database:
+            assert database.execute("PRAGMA user_version").fetchone() == (3,)
+    with contextlib.closing(Manifest.open(place)), contextlib.closing(Manifest.open(place, locked=False)):
+        pass
+
+
 @pytest.mark.parametrize("done", range(5))
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 def test_who_dies_while_a_damaged_manifest_is_put_aside_leaves_none_that_looks_sound(
