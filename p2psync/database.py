@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from p2psync.disk import fill_holes, free_on, no_files_left, opened_as
+from p2psync.disk import FULL_SYNC, fill_holes, free_on, no_files_left, opened_as
 from p2psync.errors import Damaged, NoRoom, ReplicaError
 
 SYNCHRONOUS = "FULL"
@@ -140,6 +140,8 @@ def connect(file: bytes) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")  # answers with the mode it could get
         _make_index_whole(file)
         connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
+        if FULL_SYNC:
+            connection.execute("PRAGMA fullfsync = ON")  # for checkpoints too
         connection.execute("PRAGMA cache_size = -4096")
         connection.execute("PRAGMA user_version").fetchone()
     except ReplicaError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import itertools
 import os
@@ -502,13 +503,26 @@ def exchange(one: bytes, one_fd: int, other: bytes, other_fd: int) -> bool:
     return True
 
 
+FULL_SYNC = hasattr(fcntl, "F_FULLFSYNC")
+"""Does `fsync` leave what it writes in the cache of the disk, as on macOS, unless more is asked for?"""
+
+
 def sync_file_system(fd: int) -> None:
     """Wait until all that was written to the file system of `fd` is on disk."""
-    syncfs = getattr(_libc(), "syncfs", None)
-    if syncfs is None:
-        os.sync()
-    elif syncfs(fd):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    for name, flags in _SYNCS:
+        call = getattr(_libc(), name, None)
+        if call is None:
+            continue
+        if not call(fd, *flags):
+            return
+        code = ctypes.get_errno()
+        if code not in (*_UNSUPPORTED, errno.ENOTTY):
+            raise OSError(code, os.strerror(code))
+    os.sync()
+
+
+_SYNCS: tuple[tuple[str, tuple[int, ...]], ...] = (("syncfs", ()), ("fsync_volume_np", (3,)))
+"""Of Linux, and of macOS: SYNC_VOLUME_FULLSYNC | SYNC_VOLUME_WAIT in <unistd.h>."""
 
 
 def begin_sync(fd: int) -> Callable[[], None]:

@@ -90,17 +90,47 @@ def test_what_a_disk_could_not_write_is_not_in_the_manifest(
         assert not replica.newest()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="syncfs is Linux's")
-def test_an_error_that_the_system_tells_of_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing:
-        @staticmethod
-        def syncfs(fd: int) -> int:
-            ctypes.set_errno(errno.EIO)
-            return -1
+SYNCS = {"syncfs": (5,), "fsync_volume_np": (5, 3), None: ()}
+"""What a system has to sync a file system, and is given: on macOS, to flush the disk's cache and to wait."""
 
-    monkeypatch.setattr(disk, "_libc", Failing)
+
+class System:
+    """A libc with one of these calls, which fails with an error, and a sync of all that is written down."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str | None, error: int = 0) -> None:
+        self.asked: list[tuple[str | None, tuple[int, ...]]] = []
+
+        def sync(*arguments: int) -> int:
+            self.asked.append((name, arguments))
+            ctypes.set_errno(error)
+            return -1 if error else 0
+
+        if name:
+            setattr(self, name, sync)
+        patch.setattr(disk, "_libc", lambda: self)
+        patch.setattr(os, "sync", lambda: self.asked.append((None, ())))
+
+
+@pytest.mark.parametrize("name", SYNCS)
+def test_a_file_system_is_synced_by_what_the_system_has_for_it(
+    monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    system = System(monkeypatch, name)
+    disk.sync_file_system(5)
+    assert system.asked == [(name, SYNCS[name])]
+
+
+@pytest.mark.parametrize("name", ["syncfs", "fsync_volume_np"])
+def test_an_error_that_the_system_tells_of_is_raised(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    System(monkeypatch, name, errno.EIO)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        disk.sync_file_system(0)
+        disk.sync_file_system(5)
+
+
+def test_a_volume_that_cannot_be_synced_alone_is_synced_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System(monkeypatch, "fsync_volume_np", errno.ENOTSUP)
+    disk.sync_file_system(5)
+    assert [name for name, _ in system.asked] == ["fsync_volume_np", None]
 
 
 def test_a_manifest_is_on_disk_when_it_says_so(tmp_path: Path) -> None:
@@ -109,3 +139,14 @@ def test_a_manifest_is_on_disk_when_it_says_so(tmp_path: Path) -> None:
         (level,) = replica.manifest._db.execute("PRAGMA synchronous").fetchone()
     full = 2  # https://sqlite.org/pragma.html#pragma_synchronous
     assert level == full
+
+
+@pytest.mark.parametrize("full", [None, False, True])
+def test_a_commit_is_not_left_in_the_cache_of_the_disk_where_fsync_does_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool | None
+) -> None:
+    if full is not None:
+        monkeypatch.setattr(database, "FULL_SYNC", full)
+    with opened(new_replica(tmp_path / "replica")) as replica:
+        (asked,) = replica.manifest._db.execute("PRAGMA fullfsync").fetchone()
+    assert asked == (sys.platform == "darwin" if full is None else full)
