@@ -89,6 +89,9 @@ _T = TypeVar("_T")
 
 PATIENCE_SECONDS = 5.0
 """How long a far end may take to unlock and end, once told to."""
+_BREAK_SECONDS = 0.5
+"""How long until who sends notices that there is nobody any more. A connection of ssh that is kept holds the
+descriptors as well, and may be stuck: then nobody ever does."""
 
 
 class Process(Protocol):
@@ -145,7 +148,7 @@ class RemoteReplica:
         self._closed = True
         if self._busy:
             self._process.end(0)  # first: a thread may still be reading what it sends
-            self._connection.close()
+            self._connection.close(_BREAK_SECONDS)
             return
         with contextlib.suppress(PeerError):
             self._connection.send(CALL, Close())

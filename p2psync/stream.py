@@ -132,11 +132,17 @@ class Stream:
         """Has something come that was not read yet?"""
         return self._incoming.has_input()
 
-    def close(self) -> None:
-        """Close both descriptors."""
-        self._outgoing.stop()
+    def close(self, patience: float | None = None) -> None:
+        """Close both descriptors, once all is with the system.
+
+        Args:
+            patience: how long that may take, in seconds; None: as long as it takes. What is still being
+                written to then stays open.
+        """
+        is_still_written_to = not self._outgoing.stop(patience)
         for fd in {self.source, self._outgoing.target}:
-            os.close(fd)
+            if not (is_still_written_to and fd == self._outgoing.target):
+                os.close(fd)
 
 
 class _Incoming:
@@ -298,13 +304,15 @@ class _Outgoing:
             self._changed.wait_for(lambda: self._error or not (self._queued or self._busy))
             self._check()
 
-    def stop(self) -> None:
-        """Let the thread end, once it has sent what it has."""
+    def stop(self, patience: float | None) -> bool:
+        """Let the thread end, once it has sent what it has; False if it is still at that after `patience`."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        if self._thread:
-            self._thread.join()
+        if self._thread is None:
+            return True
+        self._thread.join(patience)
+        return not self._thread.is_alive()
 
     def _check(self) -> None:
         if self._error:

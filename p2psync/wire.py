@@ -63,9 +63,9 @@ class Connection:
         """Bytes that came in."""
         return self._stream.received
 
-    def close(self) -> None:
-        """Close both descriptors."""
-        self._stream.close()
+    def close(self, patience: float | None = None) -> None:
+        """Close both descriptors; see `Stream.close`."""
+        self._stream.close(patience)
 
     def wait_for_hang_up(self) -> None:
         """Return once the other side has closed its end; what it sent before stays to be read."""

@@ -59,6 +59,7 @@ from p2psync.calls import (
 from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
+from p2psync.core.pace import Compress
 from p2psync.core.replica import (
     AnyPieces,
     Applied,
@@ -427,6 +428,37 @@ def test_a_far_end_that_is_killed_is_unreachable(connect: Connect) -> None:
 
     with pytest.raises(Unreachable, match="the connection to /r broke"):
         connect(scan=scan).scan(True)
+
+
+def test_an_interrupted_call_ends_though_nothing_tells_that_the_line_is_dead() -> None:
+    """A connection that ssh keeps holds the descriptors too: if it hangs, they outlive its client."""
+    hangs = threading.Event()
+
+    class Hanging(Fake):
+        def stage(self, batches: Iterable[list[Piece]]) -> None:
+            hangs.wait()
+
+    class Kept:
+        def why_it_ended(self) -> None:
+            raise AssertionError
+
+        def end(self, patience: float) -> None:
+            pass
+
+    def pieces() -> Iterator[list[Piece]]:
+        for _ in range(3):
+            yield [Piece(digest(b"new"), os.urandom(1 << 20), More.MORE)]
+        raise KeyboardInterrupt
+
+    to_far, to_near = os.pipe(), os.pipe()
+    far = Connection(to_far[0], to_near[1], "near")
+    serving = threading.Thread(target=serve, args=(far, b"/r", Hanging, False), daemon=True)
+    serving.start()
+    remote = RemoteReplica(Connection(to_near[0], to_far[1], "far"), Kept(), Compress.AUTO)
+    with pytest.raises(KeyboardInterrupt):
+        remote.stage(pieces())
+    remote.close()
+    hangs.set()
 
 
 def test_after_an_error_every_call_fails_and_close_does_not(connect: Connect) -> None:

@@ -235,6 +235,20 @@ def test_all_is_gone_before_it_is_closed() -> None:
     far.close()
 
 
+def test_who_closes_in_a_hurry_leaves_alone_what_is_still_being_written_to() -> None:
+    source, target = os.pipe()
+    near = Stream(os.open(os.devnull, os.O_RDONLY), target, "far")
+    near.pack(Compress.AUTO, 0)
+    near.send([noise(3 << 20)])
+    near.close(0.01)
+    with pytest.raises(OSError):
+        os.fstat(near.source)
+    os.fstat(target)  # else the next file that is opened gets the number, and the rest of the bytes
+    os.close(source)
+    near._outgoing.stop(None)
+    os.close(target)
+
+
 # -- what comes
 
 PLAIN, MORE, NEW, UNKNOWN = range(4)
