@@ -92,8 +92,12 @@ class Rehash(_Call, frozen=True):
     paths: Annotated[list[bytes], FEW]
 
 
+class Sparse(_Call, frozen=True):
+    contents: AnyContents
+
+
 class Prepare(_Call, frozen=True):
-    pass
+    sparse: AnyContents = []
 
 
 class Take(_Call, frozen=True):
@@ -191,6 +195,7 @@ AnyCall = (
     | Bases
     | Texts
     | Rehash
+    | Sparse
     | Prepare
     | Take
     | Read

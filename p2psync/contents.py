@@ -112,19 +112,9 @@ class Contents:
             return None
         return digest if stat_of(st) == row.stat else None
 
-    @contextlib.contextmanager
-    def file(self, path: bytes) -> Iterator[int | None]:
+    def file(self, path: bytes) -> contextlib.AbstractContextManager[int | None]:
         """Open the file at a path of the tree, or None."""
-        folder, name = split(path)
-        try:
-            fd = open_file(name, self._root.directory(folder))
-        except OSError:
-            yield None
-            return
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        return file_at(path, self._root)
 
     @contextlib.contextmanager
     def opened(
@@ -172,6 +162,21 @@ class Contents:
     @functools.cached_property
     def _died(self) -> list[str]:
         return [run.run for run in self.unrecorded()]
+
+
+@contextlib.contextmanager
+def file_at(path: bytes, root: Root) -> Iterator[int | None]:
+    """Open the file at a path, or None."""
+    folder, name = split(path)
+    try:
+        fd = open_file(name, root.directory(folder))
+    except OSError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def written(fd: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import itertools
 import os
 import signal
 import stat
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from threading import Thread
@@ -300,6 +301,31 @@ def _extents(span: Span) -> Iterator[tuple[int, int]]:
             yield start, at
 
 
+def taken_by(fd: int) -> int:
+    """Return how many bytes of an open file are in no hole."""
+    return sum(end - start for start, end in _extents(Span(fd, 0, os.fstat(fd).st_size)))
+
+
+def can_share(source: int, folder: int) -> bool:
+    """Can a copy of an open file, in a directory, have the same blocks, so that it takes no room?"""
+    if sys.platform != "linux":
+        return False
+    try:
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        fcntl.ioctl(fd, _CLONE_RANGE, struct.pack("qQQQ", source, 0, _CLONED, 0))
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+_CLONE_RANGE = 0x4020940D  # FICLONERANGE in <linux/fs.h>
+_CLONED = 64 * 1024
+"""Of a larger file: a multiple of any size of blocks."""
 _SHARED = 4096
 """Only whole blocks of this size can be shared, if they lie alike in both files."""
 

@@ -22,8 +22,8 @@ from p2psync.bases import Bases
 from p2psync.chunks import ChunkLists
 from p2psync.collect import Collector
 from p2psync.config import history_limits
-from p2psync.contents import Contents
-from p2psync.core.choose import too_large
+from p2psync.contents import Contents, file_at
+from p2psync.core.choose import SPARSE_BYTES, too_large
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import (
@@ -65,11 +65,13 @@ from p2psync.disk import (
     OPEN_DIRECTORY,
     Root,
     begin_sync,
+    can_share,
     exists,
     files_on,
     is_open,
     open_file,
     rename_new,
+    taken_by,
 )
 from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
 from p2psync.foreseen import Foreseen
@@ -82,7 +84,7 @@ from p2psync.reserve import Reserve, has_room
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
 from p2psync.sender import Sender
-from p2psync.stage import Stage
+from p2psync.stage import ENTRY_BYTES, Stage
 from p2psync.take import take
 from p2psync.words import size_of
 
@@ -99,8 +101,6 @@ RESERVE_BYTES = 8 << 20
 RESERVE_FILES = 40
 """So many can still be made on a disk that contents have filled with files: of the manifest, and folders of
 the history for what is deleted."""
-ENTRY_BYTES = 4096
-"""What a file takes beside its contents, at most: its end in a block, its name, its row."""
 
 
 def init(root: bytes, name: str | None = None) -> bool:
@@ -506,15 +506,15 @@ class LocalReplica:
         """Return contents of at most `MAX_TEXT` bytes, None for those not held here."""
         return [self.contents.text(digest) for digest in digests]
 
-    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+    def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
         """Stage what `transitions` put into the tree; see `Replica.prepare`."""
         possible = self._possible(moves(transitions))
         coming = [step for step in transitions if step.path not in possible]
-        tight, waiting = self._weigh(coming)
+        tight, waiting, unsure, stays = self._weigh(coming, sparse)
         self._manifest.roll_back()
         self._round = _Round(Foreseen(self._manifest, transitions), transitions, possible)
         with self._staging():
-            wanted = self._stage.expect(coming, tight, waiting)
+            wanted = self._stage.expect(coming, tight, waiting, unsure, stays)
             if not self.newest():  # nothing is known here, so nothing is held
                 return wanted
             missing = []
@@ -550,12 +550,15 @@ class LocalReplica:
 
         return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}
 
-    def _weigh(self, transitions: Sequence[Transition]) -> tuple[bool, dict[bytes, str]]:
+    def _weigh(
+        self, transitions: Sequence[Transition], sparse: Iterable[Content]
+    ) -> tuple[bool, dict[bytes, str], set[bytes], int]:
         """Look, before anything is written, whether there is room for what comes.
 
         Returns:
-            Whether that is so only if what broken runs left goes; and the paths that have to wait even then,
-            and why: a few large files, and those for which there are no inodes.
+            Whether that is so only if what broken runs left goes; the paths that have to wait even then,
+            and why: a few large files, and those for which there are no inodes; those that may take less than
+            their size, or more than there is; and how many bytes have to stay free.
 
         Raises:
             GuardTripped: more would have to wait than a few.
@@ -569,9 +572,12 @@ class LocalReplica:
         disk = os.fstatvfs(self._root.fd)
         stays = self._reserve.lent + min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
         room = max(0, disk.f_bavail * disk.f_frsize - stays)
-        if not coming or (needed := sum(step.wanted.size + ENTRY_BYTES for step in coming)) <= room:
-            return False, waiting
-        sizes = {step.path: step.wanted.size + ENTRY_BYTES for step in coming}
+        if not coming or sum(step.wanted.size + ENTRY_BYTES for step in coming) <= room:
+            return False, waiting, set(), stays
+        sizes, unsure = self._at_least(coming, dict(sparse))
+        needed = sum(sizes.values())
+        if needed <= room:
+            return False, waiting, unsure, stays
         most = room + self._stage.size()  # what a run that died has left counts: it is used, or removed
         large = too_large(sizes, most)
         if large is None:
@@ -583,12 +589,54 @@ class LocalReplica:
             )
         needed -= sum(map(sizes.__getitem__, large))
         rest = most - needed
-        return needed > room, waiting | {
+        refused = {
             path: f"there is no room for it: it takes {size_of(sizes[path])}, and beside all else that comes"
             f" {size_of(rest)} are left; make room there{self._by_gc(sizes[path] - rest)}, or leave it out"
             " (--max-size)"
             for path in large
         }
+        return needed > room, waiting | refused, unsure - large, stays
+
+    def _at_least(
+        self, coming: Iterable[Transition], sparse: Mapping[Digest, int]
+    ) -> tuple[dict[bytes, int], set[bytes]]:
+        """Return what each file that comes takes at least, and which may take more, up to their size.
+
+        Args:
+            coming: the files.
+            sparse: what contents take that have holes, if they are not held here.
+        """
+        sizes: dict[bytes, int] = {}
+        unsure = set()
+        source = Root.open(self._path if self.neighbour is None else self.neighbour)
+        try:
+            for step in coming:
+                size = taken = step.wanted.size
+                if size >= SPARSE_BYTES:
+                    taken = min(size, self._takes(step, source, sparse.get(step.wanted.digest, size)))
+                if taken < size:
+                    unsure.add(step.path)
+                sizes[step.path] = taken + ENTRY_BYTES
+        finally:
+            source.close()
+        return sizes, unsure
+
+    def _takes(self, step: Transition, source: Root, size: int) -> int:
+        """Return what a large file takes at least; nothing, if it may have the blocks of another.
+
+        Args:
+            step: brings the file.
+            source: of what is at the same path there it is made, if it is not held here.
+            size: what it takes if that does not share its blocks.
+        """
+        digest = step.wanted.digest
+        held = self.contents.opened(digest, self.contents.is_as_known)
+        for place in (held, self.contents.in_history(digest)):
+            with place as fd:
+                if fd is not None:
+                    return 0 if can_share(fd, self._sidecar) else taken_by(fd)
+        with file_at(step.path, source) as fd:
+            return 0 if fd is not None and can_share(fd, self._sidecar) else size
 
     def _by_gc(self, lacking: int) -> str:
         """Return how to get so many bytes from the history, if it has them."""
@@ -621,6 +669,15 @@ class LocalReplica:
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """Yield the contents with these digests, in batches of pieces; see `Replica.read`."""
         return self._sender.read(digests, remember=self.neighbour is None)
+
+    def sparse(self, contents: Sequence[Content]) -> list[Content]:
+        """Return what has holes; see `Replica.sparse`."""
+        sparse = []
+        for digest, size in contents:
+            with self.contents.opened(digest, self.contents.is_as_known) as fd:
+                if fd is not None and (taken := taken_by(fd)) < size:
+                    sparse.append(Content(digest, taken))
+        return sparse
 
     def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
         """Return what contents may be made of; see `Replica.alike`."""

@@ -14,6 +14,7 @@ from p2psync.calls import (
     END,
     ERROR,
     FAILURES,
+    MAX_ITEMS,
     VALUE,
     Acknowledge,
     Alike,
@@ -46,6 +47,7 @@ from p2psync.calls import (
     Remint,
     Scan,
     Sources,
+    Sparse,
     Stage,
     Take,
     Texts,
@@ -336,7 +338,16 @@ class RemoteReplica:
             digests += part
         return digests
 
-    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+    def sparse(self, contents: Sequence[Content]) -> list[Content]:
+        """See `Replica.sparse`."""
+        sparse: list[Content] = []
+        for batch in batches(contents, lambda _: 100):
+            part = self._ask(Sparse(batch), AnyContents)
+            check_among((content.digest for content in part), {content.digest for content in batch})
+            sparse += part
+        return sparse
+
+    def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
         """See `Replica.prepare`."""
         self._prepared = {transition.path for transition in transitions}
         contents = (
@@ -345,7 +356,7 @@ class RemoteReplica:
         asked = {content: content for content in contents}
         missing: list[Content] = []
         self._lacking = asked.keys()
-        with self._calling(Prepare()):
+        with self._calling(Prepare(list(sparse[:MAX_ITEMS]))):
             self._tell(batches(transitions, weight))
             for batch in self._answers(AnyContents):
                 check_among(batch, self._lacking)

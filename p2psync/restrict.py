@@ -252,7 +252,11 @@ class ReadOnly:
         """See `Replica.rehash`."""
         return self._replica.rehash(paths)
 
-    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+    def sparse(self, contents: Sequence[Content]) -> list[Content]:
+        """See `Replica.sparse`."""
+        return self._replica.sparse(contents)
+
+    def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
         """Take note of what is to be refused."""
         self._transitions = transitions
         return []

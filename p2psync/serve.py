@@ -43,6 +43,7 @@ from p2psync.calls import (
     Remint,
     Scan,
     Sources,
+    Sparse,
     Stage,
     Take,
     Texts,
@@ -276,8 +277,10 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
         case Rehash(paths):
             check_paths(paths)
             return [replica.rehash(paths)]
-        case Prepare():
-            return batches(replica.prepare(list(_transitions(connection))), lambda _: 100)
+        case Sparse(contents):
+            return [replica.sparse(contents)]
+        case Prepare(sparse):
+            return batches(replica.prepare(list(_transitions(connection)), sparse), lambda _: 100)
         case Take():
             return replica.take()
         case Read(digests):

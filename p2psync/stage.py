@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from types import MappingProxyType
 
@@ -32,6 +32,7 @@ from p2psync.disk import (
     begin_to_write,
     copy_span,
     digest_of,
+    free_on,
     hash_file,
     open_file,
     size_below,
@@ -50,6 +51,14 @@ Held = Callable[[Digest, int, int, int], Span | None]
 
 _BEHIND_BYTES = 16 << 20
 """So many bytes of a large file are given to the disk at once, while more of it come."""
+ENTRY_BYTES = 4096
+"""What a file takes beside its contents, at most: its end in a block, its name, its row."""
+_PART_BYTES = 4 << 20
+"""So much of a file for which there may be no room is written at once."""
+_TOO_LARGE = (
+    "there is no room for it beside all else that comes, though it may take less than its size, since it has"
+    " holes, or can share blocks with another file; make room there, or leave it out (--max-size)"
+)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -72,6 +81,9 @@ class Stage:
         self._unread: list[bytes] = []
         """Files that were staged from parts, or by a run that broke: nobody was offered their contents."""
         self._trouble: dict[bytes, OSError] = {}
+        self._unsure: Collection[bytes] = ()
+        self._floor = 0
+        """What has to stay free while those are written: it gets less with each other one that is staged."""
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -83,6 +95,8 @@ class Stage:
         transitions: Iterable[Transition],
         tight: bool = False,
         waiting: Mapping[bytes, str] = MappingProxyType({}),
+        unsure: Collection[bytes] = (),
+        stays: int = 0,
     ) -> list[Content]:
         """Stage all that `transitions` put into the tree but contents of files; return those it waits for.
 
@@ -90,6 +104,8 @@ class Stage:
             transitions: those of this run.
             tight: there is no room for what broken runs left, but for whole files that are wanted.
             waiting: paths of files for which there is no room at all, each with what is to be said of it.
+            unsure: paths of files that may take more room than there is: what the others need is not theirs.
+            stays: so many bytes are nobody's.
         """
         self.give_up()
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
@@ -102,6 +118,9 @@ class Stage:
                 self._prepare(path, entry, waiting)
             except OSError as error:
                 self._trouble[path] = error
+        self._unsure = unsure
+        waiting_for = (path for paths in self._waiting.values() for path in paths if path not in unsure)
+        self._floor = stays + sum(self._wanted[path].size + ENTRY_BYTES for path in waiting_for)
         return self.lacking()
 
     def _prepare(self, path: bytes, entry: Entry, waiting: Mapping[bytes, str]) -> None:
@@ -205,7 +224,7 @@ class Stage:
             try:
                 directory, name = self._parent(path)
                 source = blocks if whole is None else self._staged(whole)
-                found = _write(name, directory, self._wanted[path], source)
+                found = _write(name, directory, self._wanted[path], self._bounded(path, source))
             except OSError as error:  # no room for it, or no way to it: others may fit
                 self._trouble[path] = trouble = error
                 continue
@@ -230,6 +249,8 @@ class Stage:
         self._stats[path] = found
         self._new.append(path)
         self._trouble.pop(path, None)
+        if path not in self._unsure:
+            self._floor -= entry.size + ENTRY_BYTES
 
     def _staged(self, path: bytes) -> Blocks:
         """Yield what has been staged for a path."""
@@ -242,10 +263,14 @@ class Stage:
 
     # -- contents that are in the tree of another replica on this machine
 
-    def waiting(self) -> list[tuple[bytes, int]]:
-        """Return the files that wait for contents, in the order of their paths, with their sizes in bytes."""
+    def waiting(self, unsure: bool = False) -> list[tuple[bytes, int]]:
+        """Return the files that wait for contents, in the order of their paths, with their sizes in bytes.
+
+        Args:
+            unsure: those for which there may be no room, else those for which there is.
+        """
         paths = (path for digest in self._waiting for path in self._waiting_for(digest))
-        return sorted((path, self._wanted[path].size) for path in paths)
+        return sorted((path, self._wanted[path].size) for path in paths if (path in self._unsure) is unsure)
 
     def take(
         self, paths: Iterable[bytes], source: Root, keep: Callable[[Digest, bytes], None]
@@ -270,21 +295,22 @@ class Stage:
                 if parent != folder:
                     folder = None
                     there, here, folder = _reached(source, parent), self._root.directory(parent), parent
-                taken.append(self._copy(self._wanted[path], name, there, here, keep))
+                taken.append(self._copy(path, name, there, here, keep))
             except OSError as error:  # of a disk that fails the other side will tell, if it is that one's
                 taken.append(None if error.errno == errno.EIO else error.errno)
         return taken
 
     def _copy(
-        self, entry: Entry, name: bytes, there: int, here: int, keep: Callable[[Digest, bytes], None]
+        self, path: bytes, name: bytes, there: int, here: int, keep: Callable[[Digest, bytes], None]
     ) -> Stat | None:
+        entry = self._wanted[path]
         try:
             fd = os.open(name, OPEN_FILE, dir_fd=there)
         except OSError:
             return None
         try:
             if entry.size > MAX_TEXT:
-                return _write(name, here, entry, iter((Span(fd, 0, entry.size),)))
+                return _write(name, here, entry, self._bounded(path, iter((Span(fd, 0, entry.size),))))
             data = os.read(fd, entry.size + 1)
         finally:
             os.close(fd)
@@ -310,7 +336,16 @@ class Stage:
         ]
 
     def _waiting_for(self, digest: Digest) -> list[bytes]:
-        return [path for path in self._waiting.get(digest, ()) if path not in self._stats]
+        paths = (path for path in self._waiting.get(digest, ()) if path not in self._stats)
+        return [path for path in paths if not self._does_not_fit(path)]
+
+    def _does_not_fit(self, path: bytes) -> bool:
+        """Was there perhaps room for a file, and there is none? To try it again would end the same."""
+        return path in self._unsure and path in self._trouble and self._trouble[path].errno == errno.ENOSPC
+
+    def _bounded(self, path: bytes, blocks: Blocks) -> Blocks:
+        """Have the blocks of a file end with an error where there is no more room for it."""
+        return _while_free(self._root.fd, self._floor, blocks) if path in self._unsure else blocks
 
     def new_files(self) -> Iterator[tuple[bytes, Entry, Stat]]:
         """Yield the files that were staged since the last call: path, what it is, stat."""
@@ -382,6 +417,8 @@ class Stage:
 
     def check(self, path: bytes) -> Stat | None:
         """Return the stat of what is staged for `path` if it is a file; raises as `place`."""
+        if self._does_not_fit(path):
+            raise OSError(errno.ENOSPC, _TOO_LARGE)
         if path in self._trouble:
             raise self._trouble[path]
         found = self._stats.get(path)
@@ -405,6 +442,7 @@ class Stage:
         """Wait for nothing any more; what is staged is left, as by a run that broke."""
         self._wanted, self._waiting, self._stats, self._trouble = {}, {}, {}, {}
         self._new, self._unread = [], []
+        self._unsure, self._floor = (), 0
 
     def _put_by(self, path: bytes, name: bytes, directory: int) -> bool:
         """Keep what there is of a large file: the next run may be one with another peer."""
@@ -437,6 +475,24 @@ def _reached(root: Root, folder: bytes) -> int:
         return root.directory(folder)
     except OSError:
         return -1
+
+
+def _while_free(disk: int, floor: int, blocks: Blocks) -> Blocks:
+    """Yield blocks, long ones in parts, and look after each whether so many bytes are still free.
+
+    Raises:
+        OSError: they are not.
+    """
+    for block in blocks:
+        for part in _parts(block) if isinstance(block, Span) else (block,):
+            yield part
+            if free_on(disk) < floor:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _parts(span: Span) -> Iterator[Span]:
+    for done in range(0, span.size, _PART_BYTES):
+        yield Span(span.fd, span.offset + done, min(_PART_BYTES, span.size - done))
 
 
 def _create(name: bytes, directory: int, mode: int = 0o600) -> int:

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from xxhash import xxh3_128_digest
 
-from p2psync.core.choose import EVERYTHING, Filter, Mode, choose
+from p2psync.core.choose import EVERYTHING, SPARSE_BYTES, Filter, Mode, choose
 from p2psync.core.chunking import likely_bases
 from p2psync.core.guard import HALF, MaxDelete, deleted, is_too_much, plan_id
 from p2psync.core.merge import merge
@@ -26,6 +26,7 @@ from p2psync.core.model import (
     Prefer,
     Problem,
     Transition,
+    needs_content,
 )
 from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
@@ -217,7 +218,7 @@ class Session:
             if plan.decided:
                 self._home.use_stamp(stamp)
             self._transferred = 0
-            lacking = [side.replica.prepare(side.transitions) if side.transitions else [] for side in sides]
+            lacking = [_prepare(*both) for both in (sides, sides[::-1])]
             for side, other, missing in zip(sides, sides[::-1], lacking, strict=True):
                 self._stage(side, other, missing, texts)
             result.transferred = self._transferred
@@ -463,6 +464,15 @@ def _is_folder(entry: Entry | None) -> bool:
 def _differ(pair: Pair) -> bool:
     ours, theirs = (entry if entry is not None and entry.alive else None for entry in pair)
     return ours is not theirs and (ours is None or theirs is None or not ours.same_content(theirs))
+
+
+def _prepare(side: Side, other: Side) -> list[Content]:
+    """Tell a side what is to be done; return the contents that it lacks."""
+    if not side.transitions:
+        return []
+    coming = (step.wanted for step in side.transitions if needs_content(step))
+    large = [Content(entry.digest, entry.size) for entry in coming if entry.size >= SPARSE_BYTES]
+    return side.replica.prepare(side.transitions, other.replica.sparse(large) if large else ())
 
 
 def _newest_common(home: Home, copy: Replica) -> int:

@@ -31,22 +31,27 @@ def take(stage: Stage, bases: Bases, sidecar: int, other: bytes) -> Iterator[Tak
     Yields:
         How much more is staged.
     """
-    files = stage.waiting()
     source = Root.open(other)
     try:
-        mine = _Taker(stage, bases, source, files)
-        for first, result in share(files, mine, lambda: _Taker(stage, Bases(sidecar), source, files)):
-            done = msgspec.convert(result, _Result)
-            bases.adopt(done.extents)
-            count = taken = 0
-            last = b""
-            for (path, size), found in zip(files[first : first + len(done.found)], done.found, strict=True):
-                stage.took(path, found)
-                if isinstance(found, Stat):
-                    count, taken, last = count + 1, taken + size, path
-            yield Taken(count, taken, path=last)
+        yield from _take(stage, bases, sidecar, source, stage.waiting())
+        # Apart, and after the others: a second process does not learn what has been staged since it began.
+        yield from _take(stage, bases, sidecar, source, stage.waiting(unsure=True))
     finally:
         source.close()
+
+
+def _take(stage: Stage, bases: Bases, sidecar: int, source: Root, files: Files) -> Iterator[Taken]:
+    mine = _Taker(stage, bases, source, files)
+    for first, result in share(files, mine, lambda: _Taker(stage, Bases(sidecar), source, files)):
+        done = msgspec.convert(result, _Result)
+        bases.adopt(done.extents)
+        count = taken = 0
+        last = b""
+        for (path, size), found in zip(files[first : first + len(done.found)], done.found, strict=True):
+            stage.took(path, found)
+            if isinstance(found, Stat):
+                count, taken, last = count + 1, taken + size, path
+        yield Taken(count, taken, path=last)
 
 
 class _Result(NamedTuple):

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from p2psync import local, stage
 from p2psync.core.paths import SIDECAR
+from p2psync.disk import free_on
 from tests.cli_support import assert_same, history, p2psync, pair, replica, snapshot, write
+from tests.sshd import Sshd
+from tests.support import sync
 
 MANY = {f"d{number % 5}/{number}": f"content {number}" for number in range(40)}
 
@@ -225,4 +229,113 @@ def test_what_a_run_that_died_left_on_a_full_disk_counts_as_room(tmp_path: Path,
     (there / ".p2psync" / "stage").mkdir(exist_ok=True)
     write(there / ".p2psync" / "stage" / "large", bytes(10 << 20))
     p2psync(here, "sync", there)
+    assert_same(here, there)
+
+
+def holey(path: Path, size: int = 30 << 20) -> None:
+    """A file that takes a few KiB, and says that it is as large."""
+    with open(path, "wb") as file:
+        file.seek(size // 2)
+        file.write(b"x" * 10000)
+        file.truncate(size)
+
+
+def test_a_file_with_holes_needs_room_for_what_it_takes_only(tmp_path: Path, small_disk: Path) -> None:
+    here, there = replica(tmp_path / "here"), replica(small_disk / "there")
+    for number in range(12):  # more than may wait
+        holey(here / f"image {number}", 17 << 20)
+    p2psync(here, "sync", there)
+    assert_same(here, there)
+    for path in here.glob("image*"):
+        path.unlink()
+    p2psync(here, "sync", "--max-delete", "100%", there)
+    assert "12 paths undone" in p2psync(there, "undo").out
+
+
+def test_a_file_with_holes_is_known_over_ssh_too(tmp_path: Path, small_disk: Path, sshd: Sshd) -> None:
+    here, there = replica(tmp_path / "here"), replica(small_disk / "there")
+    holey(here / "image")
+    write(here / "large", bytes(30 << 20))
+    options = ["-e", sshd.ssh_command, "--remote-command", sshd.remote_command]
+    ran = p2psync(here, "sync", *options, f"{sshd.host}:{there}", code=1)
+    assert "large failed: there is no room for it: it takes 30.0 MiB" in ran.err
+    assert {*snapshot(here)} - {*snapshot(there)} == {b"large"}
+
+
+def test_what_may_fit_is_tried_and_takes_nothing_from_what_is_sure_to(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose blocks may be shared with what is there, and in the end they are not."""
+    here, there = replica(tmp_path / "here", {"a large": "old"}), replica(small_disk / "there")
+    assert sync(here, there).in_step
+    write(here / "a large", os.urandom(30 << 20))
+    for number in range(12):
+        write(here / f"small {number}", os.urandom(1 << 20))
+    monkeypatch.setattr(local, "can_share", lambda source, folder: True)
+    free: list[int] = []
+
+    def noting(fd: int) -> int:
+        free.append(free_on(fd))
+        return free[-1]
+
+    monkeypatch.setattr(stage, "free_on", noting)
+    result = sync(here, there)
+    [problem] = result.peer.problems
+    assert problem.path == b"a large"
+    assert "there is no room for it beside all else that comes" in problem.why
+    assert (there / "a large").read_text() == "old"
+    assert len([*there.glob("small*")]) == 12
+    assert min(free) > 11 << 20
+    assert sync(here, there).peer.problems == [problem]
+    monkeypatch.undo()
+    assert "it takes 30.0 MiB" in sync(here, there).peer.problems[0].why
+
+
+def test_a_file_with_holes_has_the_room_that_the_others_leave(tmp_path: Path, small_disk: Path) -> None:
+    here, there = replica(tmp_path / "here"), replica(small_disk / "there")
+    for number in range(8):
+        write(here / f"small {number}", os.urandom(1 << 20))
+    holey(here / "z image")
+    with open(here / "z image", "r+b") as file:
+        file.write(os.urandom(10 << 20))
+    p2psync(here, "sync", there)
+    assert_same(here, there)
+
+
+@pytest.fixture
+def sharing_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 320 MiB whose file system shares blocks."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    image.touch()
+    os.truncate(image, 320 << 20)
+    disk.mkdir()
+    make = next((name for name in ("mkfs.xfs", "mkfs.btrfs") if shutil.which(name)), None)
+    if os.geteuid() != 0 or make is None:
+        pytest.skip("needs a file system that shares blocks, and the right to mount it")
+    subprocess.run([make, "-q", image], check=True)
+    if subprocess.run(["mount", "-o", "loop", image, disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("by", ["path", "ssh"])
+def test_an_edit_of_a_large_file_needs_no_room_for_all_of_it_where_blocks_are_shared(
+    sharing_disk: Path, sshd: Sshd, by: str
+) -> None:
+    here, there = replica(sharing_disk / "here"), replica(sharing_disk / "there")
+    far = ["-e", sshd.ssh_command, "--remote-command", sshd.remote_command, f"{sshd.host}:{there}"]
+    sync_there = ["sync", *(far if by == "ssh" else [there])]
+    write(here / "large", os.urandom(60 << 20))
+    p2psync(here, *sync_there)
+    with open(sharing_disk / "filler", "wb") as filler:
+        disk = os.statvfs(sharing_disk)
+        os.posix_fallocate(filler.fileno(), 0, disk.f_bavail * disk.f_frsize - (30 << 20))
+    with open(here / "large", "r+b") as file:
+        file.write(b"edited")
+    p2psync(here, *sync_there)
+    subprocess.run(["cp", "--reflink=always", here / "large", here / "copy"], check=True)
+    p2psync(here, *sync_there)
     assert_same(here, there)

@@ -135,7 +135,7 @@ BELONGS_TO = {
     "sqlite3": "columns database holders manifest past replicas samples texts",
     "subprocess": "drivers hooks mergetool service ssh",
     "ctypes": "disk",
-    "fcntl": "connect local ssh watcher watchfile workers",
+    "fcntl": "connect disk local ssh watcher watchfile workers",
     "watchdog": "watcher",
     "pyfastcdc": "chunks",
     "random": "run serve watch",

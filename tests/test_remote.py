@@ -150,7 +150,10 @@ class Fake:
     def rehash(self, paths: Sequence[bytes]) -> list[Digest | None]:
         return [self.tree[path].digest if path in self.tree else None for path in paths]
 
-    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+    def sparse(self, contents: Sequence[Content]) -> list[Content]:
+        return [Content(digest, size // 2) for digest, size in contents if digest in self.held]
+
+    def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
         self.prepared = transitions
         wanted = (step.wanted for step in transitions)
         return [Content(entry.digest, entry.size) for entry in wanted if entry.digest not in self.held]
@@ -249,6 +252,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "bases": lambda side: side.bases([b"a", b"none"]),
     "texts": lambda side: side.texts([digest(b"one"), digest(b"none")]),
     "rehash": lambda side: side.rehash([b"a", b"none"]),
+    "sparse": lambda side: side.sparse([Content(one, 3) for one in (*HELD, digest(b"none"))]),
     "prepare": lambda side: side.prepare(STEPS),
     "take": lambda side: (side.prepare(STEPS), list(side.take())),
     "read": lambda side: list(side.read([*HELD, digest(b"none")])),

@@ -313,6 +313,16 @@ def test_of_many_files_with_the_same_contents_each_is_taken_note_of_at_once(stag
 # -- how contents arrive
 
 
+def test_what_did_not_fit_is_not_asked_for_again(stage: Stage) -> None:
+    steps = [Transition(path, None, file(LARGE)) for path in (b"p", b"q")]
+    stage.expect(steps, unsure=[b"p", b"q"], stays=1 << 62)
+    assert not stage.fill(digest(LARGE), iter([LARGE]))
+    assert stage.lacking() == []
+    for step in steps:
+        with pytest.raises(OSError, match="there is no room for it beside all else"):
+            stage.place(step.path)
+
+
 def test_only_small_whole_contents_that_match_are_offered_to_be_kept(stage: Stage) -> None:
     expect(stage, {b"p": file(WANTED), b"q": file(LARGE), b"r": file(b"right")})
     wrong = Piece(digest(b"right"), b"wrong", More.LAST)

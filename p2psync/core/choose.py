@@ -52,6 +52,8 @@ EVERYTHING = Filter()
 
 MOST_TOO_LARGE = 10
 """If more than so many files have to wait for room, it is the tree that does not fit."""
+SPARSE_BYTES = 16 << 20
+"""Of files as large it is asked what they really take, before they wait."""
 
 
 def parse_size(text: str) -> int:

@@ -271,8 +271,15 @@ class Replica(Protocol):
         None for what the manifest does not vouch for as it is now, or what cannot be read.
         """
 
-    def prepare(self, transitions: Sequence[Transition]) -> list[Content]:
+    def sparse(self, contents: Sequence[Content]) -> list[Content]:
+        """Return those that this replica has with holes; their sizes are what they take without."""
+
+    def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
         """Take note of what is to be done, and stage all of it that this replica holds; return what it lacks.
+
+        Args:
+            transitions: what is to be done.
+            sparse: what the other side says of contents that come.
 
         Raises:
             ReplicaError: the stage cannot be written to.
