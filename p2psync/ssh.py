@@ -127,6 +127,7 @@ def dial(address: Address, peer: Peer, create: bool) -> Dialled:
     if os.path.basename(words[0]) == "ssh":
         if not any("ServerAliveInterval" in word for word in words):
             command += ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
+        command += ["-T"]  # a terminal there, as the user may want it for his shells, changes what passes it
         file = None
         with contextlib.suppress(OSError):  # no room for it, say: ssh does without
             file = _configuration(words, address, peer.reuse)

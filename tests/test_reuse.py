@@ -129,6 +129,13 @@ def test_a_user_who_keeps_connections_has_them_kept_in_his_own_place(
     assert sockets(runtime) == []
 
 
+@pytest.mark.parametrize(("line", "option"), [("RequestTTY force", ""), ("RequestTTY no", " -tt")])
+def test_a_user_who_wants_a_terminal_everywhere_gets_none_for_a_sync(
+    here: Path, far: Far, sshd: Sshd, runtime: Path, line: str, option: str
+) -> None:
+    assert Far(here, far.there, sshd, sshd.configured(line) + option).sync("--no-reuse") == 1
+
+
 def test_other_options_never_get_the_connection_of_another_key(
     here: Path, far: Far, sshd: Sshd, runtime: Path
 ) -> None:
