@@ -14,7 +14,6 @@ from p2psync.calls import (
     END,
     ERROR,
     FAILURES,
-    MAX_ITEMS,
     VALUE,
     Acknowledge,
     Alike,
@@ -64,6 +63,7 @@ from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import NO_DIGEST, Digest, Entry, Transition, needs_content
 from p2psync.core.pace import Compress
 from p2psync.core.replica import (
+    MAX_ITEMS,
     AnyPieces,
     Applied,
     Ask,

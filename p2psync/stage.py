@@ -332,12 +332,16 @@ class Stage:
         return [
             Content(digest, self._wanted[paths[0]].size)
             for digest, waiting in self._waiting.items()
-            if (paths := [path for path in waiting if path not in self._stats])
+            if (paths := self._left(waiting))
         ]
 
     def _waiting_for(self, digest: Digest) -> list[bytes]:
-        paths = (path for path in self._waiting.get(digest, ()) if path not in self._stats)
-        return [path for path in paths if not self._does_not_fit(path)]
+        return self._left(self._waiting.get(digest, ()))
+
+    def _left(self, paths: Iterable[bytes]) -> list[bytes]:
+        """Return those of some files that still wait for contents."""
+        left = [path for path in paths if path not in self._stats]
+        return [path for path in left if not self._does_not_fit(path)] if self._unsure else left
 
     def _does_not_fit(self, path: bytes) -> bool:
         """Was there perhaps room for a file, and there is none? To try it again would end the same."""

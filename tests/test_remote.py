@@ -925,7 +925,7 @@ def test_a_path_arrives_as_one_word_and_nothing_else_happens(ssh: Ssh, tmp_path:
         ("exit 127", "p2psync was not found on me@nas: install it there, or say where .* --remote-command"),
         ("exit 126", "was not found on me@nas"),
         ("exit 0", "p2psync on me@nas ended with code 0"),
-        (rf"printf 'p2psync\0\0\{PROTOCOL}\0'", "p2psync on me@nas ended with code 0"),
+        (rf"printf 'p2psync\0\0\{PROTOCOL:o}\0'", "p2psync on me@nas ended with code 0"),
         ("kill -9 $$", "p2psync on me@nas ended with code -9"),
         ("sh -c 'no-such-p2psync serve' 2>/dev/null", "was not found"),
     ],

@@ -321,7 +321,7 @@ def test_a_manifest_elsewhere_is_not_taken_for_the_one_here(
 ) -> None:
     real = Manifest.open
 
-    def open_elsewhere(path: bytes) -> Manifest:
+    def open_elsewhere(path: bytes, locked: bool) -> Manifest:
         # What SQLite makes of "." when the directory is moved between its asking where it is and its opening.
         swap(base)
         manifest = real(bytes(base / "notes") + path[1:])
