@@ -101,6 +101,9 @@ class told:  # noqa: N801 - a class, for it is entered for every row
         sidecar = os.path.dirname(os.path.abspath(place))
         if code in _FULL or (code == sqlite3.SQLITE_CANTOPEN and no_files_left(sidecar)):
             raise no_room(place) from error
+        if code is not None and code & 0xFF == sqlite3.SQLITE_READONLY:
+            place = f"{os.fsdecode(place)}, or its -wal or -shm beside it,"
+            raise ReplicaError(f"{place} is write-protected: p2psync has to write to them") from error
         if not _is_damage(error):
             raise ReplicaError(f"the manifest cannot be used: {error}") from error
         file = getattr(self._connection, "file", b"")

@@ -529,8 +529,8 @@ def exchange(one: bytes, one_fd: int, other: bytes, other_fd: int) -> bool:
     return True
 
 
-FULL_SYNC = hasattr(fcntl, "F_FULLFSYNC")
-"""Does `fsync` leave what it writes in the cache of the disk, as on macOS, unless more is asked for?"""
+FULL_SYNC = sys.platform == "darwin"
+"""Does `fsync` leave what it writes in the cache of the disk, unless F_FULLFSYNC is asked for?"""
 
 
 def sync_file_system(fd: int) -> None:

@@ -144,6 +144,15 @@ def test_a_manifest_of_an_older_format_is_brought_up_to_date(
         assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
 
+def test_a_manifest_that_is_write_protected_is_told_by_its_name(place: bytes) -> None:
+    with contextlib.closing(Manifest.open(place)) as manifest:
+        manifest._db.execute("PRAGMA query_only = 1")
+        with pytest.raises(
+            ReplicaError, match=r"manifest\.db, or its -wal or -shm beside it, is write-protec"
+        ):
+            record(manifest, b"f", file(b"1"))
+
+
 def test_who_only_looks_leaves_an_older_format_to_the_run_that_may_be_at_work(place: bytes) -> None:
     with contextlib.closing(Manifest.open(place)) as manifest:
         record(manifest, b"f", file(b"1"))

@@ -95,6 +95,7 @@ from p2psync.peer import Address, AddressError, parse_address
 from p2psync.remote import RemoteReplica
 from p2psync.serve import Opener, Watched, serve, serve_stdio
 from p2psync.wire import MAX_FRAME, PROTOCOL, Connection
+from tests.cli_support import wait_for
 from tests.sshd import Sshd
 
 REPOSITORY = Path(__file__).parents[1]
@@ -499,6 +500,7 @@ def test_a_far_end_that_is_closing_is_not_ended_before_it_has(
         raise ReplicaError("the end")
 
     def close(self: Fake) -> None:
+        (tmp_path / "closing").touch()
         for thread in threading.enumerate():
             if thread is not threading.current_thread():
                 thread.join(0.2)  # the one that would end the process
@@ -508,6 +510,7 @@ def test_a_far_end_that_is_closing_is_not_ended_before_it_has(
     remote = connect(close=close, newest=newest)
     with pytest.raises(ReplicaError, match="the end"):
         remote.newest()
+    wait_for((tmp_path / "closing").exists, "the far end to close")
     remote._connection.close()
     os.waitpid(remote._process._pid, 0)  # type: ignore[attr-defined]
     assert (tmp_path / "unlocked").exists()
