@@ -11,7 +11,7 @@ from p2psync.bases import BLOCK, Bases
 from p2psync.chunks import ChunkLists
 from p2psync.contents import Contents
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Extent, Kind
+from p2psync.core.model import Digest, Extent, Kind
 from p2psync.core.paths import split
 from p2psync.core.retention import DAY_SECONDS, Collected, Kept, Limits, due, expired, in_order
 from p2psync.disk import Root, exists
@@ -111,10 +111,17 @@ class Collector:
             raise trouble
         return Collected(gone, texts)
 
-    def could_give(self) -> int:
-        """Return how many bytes of history are removed if only the latest run has to stay."""
+    def could_give(self, wanted: Iterable[Digest]) -> int:
+        """Return how many bytes of history are removed if only the latest run has to stay.
+
+        Runs that have any of the wanted contents do not count: they are needed here.
+        """
         now, limits = time.time(), Limits(days=0)
-        return sum(run.size for run in self._expired(self._kept(now, limits), now, limits))
+        needed = {run for digest in wanted for run, _ in self._manifest.holders.replaced(digest)}
+        if "" in needed:  # some run that died before it could be recorded
+            needed.update(run.run for run in self._contents.unrecorded())
+        gone = self._expired(self._kept(now, limits), now, limits)
+        return sum(run.size for run in gone if run.run not in needed)
 
     def _kept(self, until: float, limits: Limits) -> list[Kept]:
         """Return what is kept from all runs: as recorded, or, if some would go by that, as it is there."""

@@ -234,7 +234,7 @@ def settle(
     problems: list[Problem] = []
     if steps and not dry_run:
         replica.use_stamp(stamp)
-        lacking = {content.digest for content in replica.prepare(steps)}
+        lacking = {content.digest for content in replica.prepare(steps, own=True)}
         if merged is not None:
             replica.stage([[Piece(Digest(xxh3_128_digest(merged)), merged, More.LAST)]])
         elif lacking:

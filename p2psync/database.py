@@ -32,7 +32,7 @@ def no_room(file: bytes) -> NoRoom:
     lacking = "are no inodes left" if no_files_left(sidecar) else "is no room"
     return NoRoom(
         f"there {lacking} on the disk of {os.fsdecode(os.path.dirname(sidecar))}, where p2psync has to write"
-        f" what it knows: delete something there ({os.fsdecode(sidecar)}/history has what was replaced)"
+        " what it knows: delete something there"  # not history: that may be wanted back
     )
 
 

@@ -506,11 +506,19 @@ class LocalReplica:
         """Return contents of at most `MAX_TEXT` bytes, None for those not held here."""
         return [self.contents.text(digest) for digest in digests]
 
-    def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
-        """Stage what `transitions` put into the tree; see `Replica.prepare`."""
+    def prepare(
+        self, transitions: Sequence[Transition], sparse: Sequence[Content] = (), own: bool = False
+    ) -> list[Content]:
+        """Stage what `transitions` put into the tree; see `Replica.prepare`.
+
+        Args:
+            transitions: what is to be done.
+            sparse: what the other side says of contents that come.
+            own: it is wanted back from the past of this replica, and may be nowhere else.
+        """
         possible = self._possible(moves(transitions))
         coming = [step for step in transitions if step.path not in possible]
-        tight, waiting, unsure, stays = self._weigh(coming, sparse)
+        tight, waiting, unsure, stays = self._weigh(coming, sparse, own)
         self._manifest.roll_back()
         self._round = _Round(Foreseen(self._manifest, transitions), transitions, possible)
         with self._staging():
@@ -551,9 +559,14 @@ class LocalReplica:
         return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}
 
     def _weigh(
-        self, transitions: Sequence[Transition], sparse: Iterable[Content]
+        self, transitions: Sequence[Transition], sparse: Iterable[Content], own: bool
     ) -> tuple[bool, dict[bytes, str], set[bytes], int]:
         """Look, before anything is written, whether there is room for what comes.
+
+        Args:
+            transitions: what is to be done.
+            sparse: what the other side says of contents that come.
+            own: it is wanted back from the history here, so nobody is told to clean that.
 
         Returns:
             Whether that is so only if what broken runs left goes; the paths that have to wait even then,
@@ -566,7 +579,8 @@ class LocalReplica:
         coming = [step for step in transitions if needs_content(step)]
         left = files_on(self._root.fd) or sys.maxsize  # some disks say that there are none, and take files
         left -= RESERVE_FILES + sum(map(makes, transitions)) - len(coming)
-        waiting = {step.path: _FEW_FILES for step in coming[max(0, left) :]}
+        few_files = _FEW_FILES if own else f"{_FEW_FILES}, or leave some out (--exclude)"
+        waiting = {step.path: few_files for step in coming[max(0, left) :]}
         if waiting:
             coming = [step for step in coming if step.path not in waiting]
         disk = os.fstatvfs(self._root.fd)
@@ -580,19 +594,21 @@ class LocalReplica:
             return False, waiting, unsure, stays
         most = room + self._stage.size()  # what a run that died has left counts: it is used, or removed
         large = too_large(sizes, most)
+        by_gc = (lambda lacking: "") if own else self._by_gc(coming)
         if large is None:
-            largest = os.fsdecode(max(sizes, key=sizes.__getitem__))
+            largest = printable(os.fsdecode(max(sizes, key=sizes.__getitem__)))
+            or_less = f"sync again, or leave out what is large (--max-size, --exclude), as {largest} is"
             raise GuardTripped(
                 f"{os.fsdecode(self._path)} has room for {size_of(most)}, and {size_of(needed)} are needed."
-                f" Nothing was changed: make room there{self._by_gc(needed - most)} and sync again, or leave"
-                f" out what is large (--max-size, --exclude), as {printable(largest)} is"
+                f" Nothing was changed: make room there{by_gc(needed - most)} and"
+                f" {'try again' if own else or_less}"
             )
         needed -= sum(map(sizes.__getitem__, large))
         rest = most - needed
+        or_not = " and try again" if own else ", or leave it out (--max-size)"
         refused = {
             path: f"there is no room for it: it takes {size_of(sizes[path])}, and beside all else that comes"
-            f" {size_of(rest)} are left; make room there{self._by_gc(sizes[path] - rest)}, or leave it out"
-            " (--max-size)"
+            f" {size_of(rest)} are left; make room there{by_gc(sizes[path] - rest)}{or_not}"
             for path in large
         }
         return needed > room, waiting | refused, unsure - large, stays
@@ -638,10 +654,11 @@ class LocalReplica:
         with file_at(step.path, source) as fd:
             return 0 if fd is not None and can_share(fd, self._sidecar) else size
 
-    def _by_gc(self, lacking: int) -> str:
-        """Return how to get so many bytes from the history, if it has them."""
-        size = self._collector.could_give()
-        return f" (`p2psync gc --days 0` removes {size_of(size)} of history)" if size >= lacking else ""
+    def _by_gc(self, coming: Sequence[Transition]) -> Callable[[int], str]:
+        """Return what says how to get so many bytes from the history, if it has them beside what comes."""
+        size = self._collector.could_give({step.wanted.digest for step in coming})
+        told = f" (`p2psync gc --days 0` removes {size_of(size)} of history)"
+        return lambda lacking: told if size >= lacking else ""
 
     def _stage_own(self, content: Content, holder: bytes | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
@@ -954,7 +971,7 @@ def _what_is_wrong(error: OSError) -> str:
     return f"{name}: {error.strerror}"
 
 
-_FEW_FILES = "its disk has too few inodes left: delete files there, or leave some out (--exclude)"
+_FEW_FILES = "its disk has too few inodes left: delete files there"
 
 _ANEW = (
     "had lost its manifest, or that was damaged; it has been made anew: what a peer has, or once had, is"

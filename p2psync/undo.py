@@ -292,7 +292,7 @@ class _Work:
             contents = {step.wanted.digest: step.wanted for step in files}
             gone = {digest for digest, entry in contents.items() if not self.replica.contents.has(entry)}
             return {step.path for step in files if step.wanted.digest in gone}
-        missing = {content.digest for content in self.replica.prepare(steps) if content.size}
+        missing = {content.digest for content in self.replica.prepare(steps, own=True) if content.size}
         self.replica.stage([[Piece(_EMPTY, b"", More.LAST)]])
         return {step.path for step in files if step.wanted.digest in missing}
 

@@ -425,7 +425,9 @@ def test_a_far_end_gets_nothing_that_a_link_leads_to(root: Path, secret: Path, p
     loot = root.parent / "loot"
 
     class Thief(Hostile):
-        def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
+        def prepare(
+            self, transitions: Sequence[Transition], sparse: Sequence[Content] = (), own: bool = False
+        ) -> list[Content]:
             swap(root, secret, path)
             wanted = [step.wanted for step in transitions if step.wanted.kind is Kind.FILE]
             return [Content(entry.digest, entry.size) for entry in wanted]

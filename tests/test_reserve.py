@@ -311,6 +311,50 @@ def test_gc_is_named_where_it_would_make_the_room_that_is_lacking(tmp_path: Path
         assert said in ran.err and bool(said) == ("`p2psync gc" in ran.err)
 
 
+@pytest.mark.parametrize(
+    ("command", "files", "code"), [(("restore", "d"), 1, 1), (("undo",), 12, 4)], ids=["restore", "undo"]
+)
+def test_who_wants_something_back_on_a_full_disk_is_not_told_to_delete_it(
+    tmp_path: Path, disk: Path, command: tuple[str, ...], files: int, code: int
+) -> None:
+    here, there = replica(disk / "here"), replica(tmp_path / "there")
+    for number in range(files):
+        write(here / "d" / f"large {number}", os.urandom((3 << 20) // files))
+    write(here / "f", "1")
+    sync(here, there)
+    shutil.rmtree(there / "d")
+    sync(here, there)
+    if command == ("restore", "d"):
+        for text in ("2", "3"):  # else the latest run has it, and that stays
+            write(there / "f", text)
+            sync(here, there)
+    fill(disk, 600 * KIB)
+    ran = p2psync(here, *command, code=code)
+    assert "make room there" in ran.said
+    assert not any(word in ran.said for word in ("gc", "history", "--max-size", "--exclude"))
+    (disk / "filler").unlink()
+    p2psync(here, *command)
+    assert len(list((here / "d").iterdir())) == files
+
+
+def test_runs_that_have_what_comes_are_not_offered_for_its_room(tmp_path: Path, disk: Path) -> None:
+    here, there = replica(disk / "here"), replica(tmp_path / "there")
+    large = os.urandom(2 << 20)
+    for path, data in ((here / "large", large), (here / "f", b"1")):
+        path.write_bytes(data)
+    sync(here, there)
+    (there / "large").unlink()
+    sync(here, there)
+    for text in ("2", "3"):
+        write(there / "f", text)
+        sync(here, there)
+    (there / "again").write_bytes(large)
+    fill(disk, 600 * KIB)
+    ran = p2psync(here, "sync", there, code=1)
+    assert "again failed: there is no room for it" in ran.err
+    assert "gc" not in ran.err
+
+
 def read_only(disk: Path, *, on: bool) -> None:
     subprocess.run(["mount", "-o", f"remount,{'ro' if on else 'rw'}", str(disk)], check=True)
 
