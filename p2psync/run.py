@@ -217,7 +217,7 @@ def _open(
         link.identity = link.replica.identity.replica
         if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
             home.met(link.replica.identity.replica, peer.address, link.replica.recalls)
-    except (P2PSyncError, OSError) as error:
+    except Exception as error:
         link.run.error = _told(error)
     return link
 
@@ -235,8 +235,15 @@ def _recognise(home: LocalReplica, links: Sequence[Link]) -> None:
                 link.run.error, link.run.same_as = None, opened[known.pop()]
 
 
-def _told(error: P2PSyncError | OSError) -> P2PSyncError:
-    return error if isinstance(error, P2PSyncError) else ReplicaError(str(error))
+def _told(error: Exception) -> P2PSyncError:
+    """Return what went wrong with a peer, as it is told; what nobody expected is raised if that is wanted."""
+    if isinstance(error, P2PSyncError):
+        return error
+    if isinstance(error, OSError):
+        return ReplicaError(str(error))
+    if "P2PSYNC_DEBUG" in os.environ:
+        raise error
+    return ReplicaError(f"{type(error).__name__}: {error}")
 
 
 def _connect(
@@ -451,7 +458,7 @@ def _round(
             link.session.scan(True)
             home_scanned = link.session.home_scanned
             link.run.results.append(link.session.round(options.prefer, True, *limits))
-    except (P2PSyncError, OSError) as error:
+    except Exception as error:  # whatever it is: the other peers have nothing to do with it
         link.run.error = _told(error)
         if not options.dry_run and home.give_up(link.replica.identity.name):
             home_scanned = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from p2psync.apply import Applier
 from p2psync.config import Peer
 from p2psync.connect import connect_local
 from p2psync.core.model import Problem, Record, Transition
-from p2psync.core.replica import Taken
-from p2psync.errors import Exit, PeerError
+from p2psync.core.replica import Found, Name, Taken
+from p2psync.core.vector import ReplicaId, Version
+from p2psync.errors import Exit, P2PSyncError, PeerError
 from p2psync.local import LocalReplica
 from p2psync.peer import Address
 from p2psync.progress import Silent
@@ -115,6 +116,44 @@ def test_what_was_planned_with_a_peer_that_fails_is_not_carried_out_with_the_nex
     with opened(here) as home:
         assert not any(recorded.peer.endswith("two") for recorded in home.manifest.past.runs())
     assert_all_get_the_same(roots)
+
+
+def test_what_nobody_expected_of_a_peer_is_told_by_its_type_and_keeps_no_other_from_being_synced(
+    roots: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, one, two = roots
+    real = RemoteReplica.lookup
+
+    def lookup(self: RemoteReplica, names: Sequence[Name]) -> Found:
+        if self.identity.name.endswith("one"):
+            raise OverflowError("too large")
+        return real(self, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteReplica, "lookup", lookup)
+        runs = sync(here, one, two)
+        assert str(runs[0].error) == "OverflowError: too large"
+        assert_in_step(runs[1:])
+        patch.setenv("P2PSYNC_DEBUG", "1")
+        with pytest.raises(OverflowError):
+            sync(here, one, two)
+    assert_all_get_the_same(roots)
+
+
+def test_a_version_that_no_manifest_can_hold_is_the_trouble_of_the_peer_that_sent_it(
+    roots: list[Path],
+) -> None:
+    here, one, two = roots
+    with opened(one) as peer:
+        peer.scan(keep=True)
+        with peer.manifest.transaction():
+            huge = bytes(Version({ReplicaId(2**63 + 9): 5}).encode())
+            peer.manifest._db.execute("UPDATE entry SET version = ? WHERE name = ?", (huge, b"edited"))
+    before = snapshot(here)
+    runs = sync(here, one, two)
+    assert isinstance(runs[0].error, P2PSyncError)
+    assert snapshot(here) == before == snapshot(two)
+    assert_in_step(runs[1:])
 
 
 def test_the_next_peer_is_synced_by_the_rules_that_the_last_one_brought(roots: list[Path]) -> None:

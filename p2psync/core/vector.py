@@ -15,9 +15,11 @@ from functools import lru_cache
 from typing import NamedTuple, NewType
 
 ReplicaId = NewType("ReplicaId", int)
-"""64 random bits that name one replica."""
+"""63 random bits that name one replica."""
 
 _PAIR = struct.Struct(">QQ")
+_BEYOND = 1 << 63
+"""More than SQLite can hold."""
 MAX_REPLICAS = 256
 """A vector longer than this comes from a broken or hostile peer: 4 KiB for a single path."""
 
@@ -95,13 +97,15 @@ class Version:
         """Return the version that `encode` made `data` of; equal bytes share one object.
 
         Raises:
-            ValueError: the bytes are not canonical, or hold a tick of 0 or above 2**63 - 1.
+            ValueError: the bytes are not canonical, or hold a tick of 0, or a number above 2**63 - 1.
         """
         if len(data) % _PAIR.size or len(data) > MAX_REPLICAS * _PAIR.size:
             raise ValueError("a version vector of the wrong length")
         pairs = [(ReplicaId(replica), tick) for replica, tick in _PAIR.iter_unpack(data)]
         ids = [replica for replica, _ in pairs]
-        if ids != sorted(set(ids)) or any(not 0 < tick < 1 << 63 for _, tick in pairs):
+        if ids != sorted(set(ids)) or any(
+            replica >= _BEYOND or not 0 < tick < _BEYOND for replica, tick in pairs
+        ):
             raise ValueError("a version vector that is not canonical")
         return Version(dict(pairs))
 

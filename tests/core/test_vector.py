@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2psync.core.vector import MAX_REPLICAS, NOTHING, ReplicaId, Stamp, Version
 
 A, B = ReplicaId(1), ReplicaId(2)
-MAX_ID, MAX_TICK = 2**64 - 1, 2**63 - 1
+MAX_ID = MAX_TICK = 2**63 - 1
 
 FEW_REPLICAS = st.sampled_from([A, B, ReplicaId(0), ReplicaId(MAX_ID)])
 TICKS = st.integers(1, 3) | st.integers(1, MAX_TICK)
@@ -110,6 +110,7 @@ MALFORMED = {
     "half a pair": pairs(1),
     "a tick of 0": pairs(1, 0),
     "a tick beyond SQLite": pairs(1, MAX_TICK + 1),
+    "a replica beyond SQLite": pairs(MAX_ID + 1, 1),
     "out of order": pairs(2, 5, 1, 5),
     "one replica twice": pairs(1, 5, 1, 6),
     "one replica twice, alike": pairs(1, 5, 1, 5),
