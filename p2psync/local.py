@@ -817,11 +817,14 @@ class LocalReplica:
         Returns:
             Whether that stopped in the midst of being carried out: then the tree has to be scanned again.
         """
-        self._manifest.roll_back()
-        self._stage.give_up()
         given_up, self._round = self._round, _Round(Foreseen(self._manifest))
+        self._stage.give_up()
+        self._manifest.roll_back()
         if given_up.run:  # it will not be acknowledged
-            with self._manifest.transaction():
+            with (
+                contextlib.suppress(ReplicaError),
+                self._manifest.transaction(),
+            ):  # a name is worth no failure
                 self._manifest.past.name_run(given_up.run, peer)
         return given_up.is_applying
 

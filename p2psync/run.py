@@ -431,7 +431,7 @@ def sync_all(
     for link in links:
         home_scanned = _round(home, home_scanned, link, options, progress)
     for link in links[:-1] if options.plans is None else ():
-        if link.seen < home.newest():
+        if _lacks_something(home, link):
             _round(home, home_scanned, link, options, progress)
 
 
@@ -460,14 +460,33 @@ def _round(
             link.run.results.append(link.session.round(options.prefer, True, *limits))
     except Exception as error:  # whatever it is: the other peers have nothing to do with it
         link.run.error = _told(error)
-        if not options.dry_run and home.give_up(link.replica.identity.name):
+        if not options.dry_run and _gave_up_midway(home, link.replica.identity.name):
             home_scanned = None
-    identity = link.replica.identity.replica
-    if not options.dry_run and identity != link.identity:  # it has become another
-        home.met(identity, link.run.peer.address)
-    link.seen = home.newest()
+    try:
+        identity = link.replica.identity.replica
+        if not options.dry_run and identity != link.identity:  # it has become another
+            home.met(identity, link.run.peer.address)
+        link.seen = home.newest()
+    except Exception as error:  # what was synced, was
+        link.run.error = link.run.error or _told(error)
     link.run.sent, link.run.received = link.replica.traffic
     return home_scanned
+
+
+def _lacks_something(home: LocalReplica, link: Link) -> bool:
+    """Has the peer not got the newest change here?"""
+    try:
+        return link.seen < home.newest()
+    except ReplicaError:  # what was synced is told, and the next run looks again
+        return False
+
+
+def _gave_up_midway(home: LocalReplica, peer: str) -> bool:
+    """Have the home side forget what was planned with a peer; return whether it has to be scanned again."""
+    try:
+        return home.give_up(peer)
+    except ReplicaError:  # the next round will tell
+        return True
 
 
 def _some_time() -> float:

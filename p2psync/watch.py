@@ -351,9 +351,9 @@ class Watch:
             except (P2PSyncError, OSError) as error:
                 self._lose(link, error)
         run.sync_all(home, [one for _, one in opened], self._options, self._progress, scanned)
-        self._newest = home.newest()
-        for link, one in opened:
+        for link, one in opened:  # first: a peer that stays taken up is locked for everybody
             self._finish(link, one)
+        self._newest = home.newest()
         return free
 
     def _finish(self, link: _Link, one: Link) -> None:
@@ -377,7 +377,7 @@ class Watch:
         try:
             assert link.replica
             link.replica.let_go()
-        except PeerError as broken:
+        except (P2PSyncError, OSError) as broken:
             self._lose(link, broken)
 
     # -- what others see

@@ -16,10 +16,12 @@ from p2psync.apply import Applier
 from p2psync.config import Peer
 from p2psync.connect import connect_local
 from p2psync.core.model import Problem, Record, Transition
-from p2psync.core.replica import Found, Name, Taken
+from p2psync.core.replica import Found, Identity, Mark, Name, Taken
 from p2psync.core.vector import ReplicaId, Version
-from p2psync.errors import Exit, P2PSyncError, PeerError
+from p2psync.errors import Exit, NoRoom, P2PSyncError, PeerError
 from p2psync.local import LocalReplica
+from p2psync.manifest import Manifest
+from p2psync.past import Past
 from p2psync.peer import Address
 from p2psync.progress import Silent
 from p2psync.remote import RemoteReplica
@@ -154,6 +156,39 @@ def test_a_version_that_no_manifest_can_hold_is_the_trouble_of_the_peer_that_sen
     assert isinstance(runs[0].error, P2PSyncError)
     assert snapshot(here) == before == snapshot(two)
     assert_in_step(runs[1:])
+
+
+@pytest.mark.parametrize("failing", ["name_run", "newest", "roll_back"])
+def test_where_what_came_of_a_peer_cannot_be_noted_the_next_is_synced_and_all_is_told(
+    roots: list[Path], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    here, one, two = roots
+    place, this = Past if failing == "name_run" else Manifest, os.getpid()
+    real, acknowledge = getattr(place, failing), LocalReplica.acknowledge
+    is_failing = False
+
+    def fail(self: Any, *arguments: Any) -> Any:  # noqa: ANN401
+        nonlocal is_failing
+        if is_failing and os.getpid() == this:
+            is_failing = False
+            raise NoRoom("no room at home")
+        return real(self, *arguments)
+
+    def die(self: LocalReplica, peer: Identity, mark: Mark) -> None:
+        nonlocal is_failing
+        if os.getpid() == this and peer.name.endswith("one"):
+            is_failing = True
+            raise PeerError("gone")
+        acknowledge(self, peer, mark)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, failing, fail)
+        patch.setattr(LocalReplica, "acknowledge", die)
+        runs = sync(here, one, two)
+    assert str(runs[0].error) == "gone"
+    assert_in_step(runs[1:])
+    assert snapshot(two) == snapshot(here)
+    assert_all_get_the_same(roots)
 
 
 def test_the_next_peer_is_synced_by_the_rules_that_the_last_one_brought(roots: list[Path]) -> None:

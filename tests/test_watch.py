@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,16 @@ from typing import Any
 import pytest
 
 from p2psync import watchfile
+from p2psync.config import Peer
+from p2psync.errors import Locked, NoRoom
+from p2psync.manager import Manager
 from p2psync.manifest import Manifest
+from p2psync.progress import Silent
+from p2psync.remote import RemoteReplica
+from p2psync.run import Options
+from p2psync.watch import Event, Settings, Watch
 from tests.sshd import Sshd
-from tests.support import contents_of, make_tree, new_replica, snapshot, sync
+from tests.support import contents_of, make_tree, new_replica, opened, snapshot, sync
 
 PATIENCE_SECONDS = 30.0
 P2PSYNC = [sys.executable, "-m", "p2psync"]
@@ -448,6 +455,41 @@ def test_hooks_get_what_happened_on_their_stdin(pair: tuple[Path, Path], tmp_pat
     conflicts = [about["conflicts"] for about in changes if about["hook"] == "on_conflict"]
     assert [[conflict["path"] for conflict in some] for some in conflicts] == [["g"]]
     assert {b"mine\n", b"theirs, which is longer\n"} <= contents_of([here])
+
+
+def is_free(root: Path) -> bool:
+    try:
+        with opened(root):
+            return True
+    except Locked:
+        return False
+
+
+def test_peers_are_let_go_of_when_the_replica_here_fails_after_a_sync(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair
+    events: list[Event] = []
+    peers = [Peer("there", str(there))]
+    watch = Watch(bytes(here), peers, Options(), Settings(), events.append, Silent(), Manager({}))
+    watch._known = set()
+    (link,) = watch._links
+    watch._reach(link)
+    far = watch._connected.get()[1]
+    assert isinstance(far, RemoteReplica)
+    link.replica = far
+    with opened(here) as home, closing(far):
+        scanned = home.scan(keep=True)
+
+        def fail() -> int:
+            raise NoRoom("no room at home")
+
+        monkeypatch.setattr("p2psync.run.sync_all", lambda *more: None)
+        monkeypatch.setattr(home, "newest", fail)
+        until(lambda: is_free(there))
+        with pytest.raises(NoRoom):
+            watch._sync(home, scanned, [link])
+        until(lambda: is_free(there))
 
 
 @pytest.mark.slow
