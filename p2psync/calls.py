@@ -7,6 +7,7 @@ how much goes into one, and the checks of what they bring, whichever side says i
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from enum import IntEnum
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -165,7 +166,18 @@ class Watch(_Call, frozen=True):
 
 
 class Wait(_Call, frozen=True):
-    """Unlock, and answer True when something has changed, or False when the next call comes."""
+    """Unlock, and tell `News` until something has changed, or the next call comes."""
+
+
+class News(IntEnum):
+    """What a far end tells that was told to `Wait`."""
+
+    CHANGED = 0
+    """Something has changed there: the last that is told."""
+    LOOKING = 1
+    """Something happened there that takes long to look at; calls have to wait for that."""
+    NOTHING = 2
+    """It has been looked at, and nothing has changed."""
 
 
 class Open(_Call, frozen=True):

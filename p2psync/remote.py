@@ -38,6 +38,7 @@ from p2psync.calls import (
     GetPoint,
     Lookup,
     Newest,
+    News,
     Open,
     Prepare,
     Read,
@@ -83,7 +84,7 @@ from p2psync.core.replica import (
     Want,
 )
 from p2psync.core.vector import ReplicaId
-from p2psync.errors import P2PSyncError, PeerError, ProtocolError, Unreachable
+from p2psync.errors import Locked, P2PSyncError, PeerError, ProtocolError, Unreachable
 from p2psync.facts import Facts
 from p2psync.wire import Connection, check_entry, check_path, plain
 
@@ -123,7 +124,12 @@ class RemoteReplica:
         self._process = process
         self._busy = True
         self._closed = False
-        self._waiting = False
+        self._news: Iterator[News] | None = None
+        """What it tells while it waits."""
+        self._is_opening = False
+        """It was told to lock again, and has not answered yet."""
+        self.is_looking = False
+        """It is looking at what happened there, which takes long: it answers when it has done."""
         self._prepared: set[bytes] = set()
         self._lacking: Container[Content] = ()
         try:
@@ -168,7 +174,7 @@ class RemoteReplica:
         """Have the far end unlock, and tell when something has changed there: `fileno` is readable then."""
         self._connection.send(CALL, Wait())
         self._connection.flush()
-        self._waiting = True
+        self._news = self._answers(News)
 
     def fileno(self) -> int:
         """Return the descriptor on which the far end tells of something."""
@@ -181,25 +187,54 @@ class RemoteReplica:
             PeerError: the connection broke.
             P2PSyncError: the far end cannot go on.
         """
-        self._waiting = False
-        return self._answer(bool)
+        self._news = self._news or self._answers(News)
+        changed = self._hear()
+        if self._is_opening and not self._news:  # it has done so at last, and may be wanted later only
+            with contextlib.suppress(Locked):
+                self._opened()
+                self.let_go()
+        return changed
+
+    def _hear(self) -> bool:
+        """Take in all that it has told; return whether something has changed there."""
+        changed = False
+        while self._news:
+            news = next(self._news, None)
+            self.is_looking = news is News.LOOKING
+            changed = changed or news is News.CHANGED
+            if news is None:
+                self._news = None
+            elif not changed and not self._connection.has_input(0):  # else the end follows at once
+                break
+        return changed
 
     def take_up(self) -> bool:
         """Lock the far end again; return whether it knew already that something changed there.
 
         Raises:
-            Locked: another run has it; it is as if `let_go` had not been called.
+            Locked: another run has it, and it is as if `let_go` had not been called; or `is_looking`.
             Unreachable: it does not answer: its disk hangs, say, or its machine sleeps.
             P2PSyncError: the far end cannot go on.
         """
-        self._connection.send(CALL, Open())
-        self._connection.flush()
+        if not self._is_opening:
+            self._connection.send(CALL, Open())
+            self._connection.flush()
+            self._is_opening = True
         if not self._connection.has_input(PATIENCE_SECONDS):
             self._busy = True  # there is nothing to wait for in `close`
             raise Unreachable(f"{self._connection.name} has not answered for {PATIENCE_SECONDS:.0f} s")
-        changed = self.has_changed() if self._waiting else False
-        self._identify(self._answer(Identity))
+        changed = False
+        while self._news:
+            changed = self._hear()
+            if self.is_looking:
+                raise Locked(f"{self._connection.name} is looking at what happened there")
+        self._opened()
         return changed
+
+    def _opened(self) -> None:
+        """Take in that it has locked again; raises as `take_up`."""
+        self._is_opening = False
+        self._identify(self._answer(Identity))
 
     # -- how it is there
 

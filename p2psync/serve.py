@@ -35,6 +35,7 @@ from p2psync.calls import (
     GetPoint,
     Lookup,
     Newest,
+    News,
     Open,
     Prepare,
     Read,
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 PATIENCE_SECONDS = 1.0
 """How long a call may go on when nobody waits for its answer any more."""
+LONG_SECONDS = 1.0
+"""After so long the other side is told that this one is still looking at what happened."""
 RETRY_SECONDS = (0.02, 0.1)
 """Between two tries for the lock, at random, when something changed here."""
 
@@ -159,7 +162,7 @@ class _Far:
             case Watch(settle, poll, full_every):
                 self._watch(settle, poll, full_every)
             case Wait():
-                _reply(self._connection, [self._wait()])
+                _reply(self._connection, self._wait())
             case Describe():
                 _reply(self._connection, [facts(os.path.join(self._root, SIDECAR))])
             case Echo(_, size):
@@ -194,8 +197,8 @@ class _Far:
             replica.close()
             self._closing.clear()
 
-    def _wait(self) -> bool:
-        """Unlock, and wait until something has changed here, which is True, or a call comes."""
+    def _wait(self) -> Iterator[News]:
+        """Unlock, and wait until something has changed here, or a call comes."""
         if self._watcher is None or self._replica is None:
             raise ProtocolError("the peer waits for changes, and has not said that they are to be watched")
         known = self._replica.newest()
@@ -204,16 +207,41 @@ class _Far:
         while True:
             due = max(self._watcher.due(), not_before)
             if self._connection.wait(self._watcher.fileno(), due):
-                return False
+                return
             if time.monotonic() < due:
                 continue
             try:
-                with contextlib.closing(self._opener(self._root, False)) as replica:
+                with self._looking() as told, contextlib.closing(self._opener(self._root, False)) as replica:
                     replica.scan(True)
-                    if replica.newest() != known:
-                        return True
+                    has_changed = replica.newest() != known
             except Locked:
                 not_before = time.monotonic() + _some_time()
+                continue
+            if has_changed:
+                yield News.CHANGED
+                return
+            if told.is_set():
+                yield News.NOTHING
+                self._connection.flush()
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[threading.Event]:
+        """Tell the other side if what is done takes long; the event says whether it was told."""
+        told = threading.Event()
+
+        def tell() -> None:
+            told.set()
+            with contextlib.suppress(Unreachable):
+                self._connection.send(VALUE, News.LOOKING)
+                self._connection.flush()
+
+        timer = threading.Timer(LONG_SECONDS, tell)
+        timer.start()
+        try:
+            yield told
+        finally:
+            timer.cancel()
+            timer.join()
 
 
 def serve_alone(

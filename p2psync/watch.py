@@ -216,8 +216,10 @@ class Watch:
         return min(times)
 
     def _lacks(self, link: _Link) -> bool:
-        """Is there something to be synced with a peer?"""
-        return link.replica is not None and (link.changed or link.seen != self._newest)
+        """Is there something to be synced with a peer that has time for it?"""
+        if link.replica is None or link.replica.is_looking:
+            return False
+        return link.changed or link.seen != self._newest
 
     def _hear(self, link: _Link) -> None:
         """A peer has told something, or has gone."""
@@ -255,6 +257,7 @@ class Watch:
             )
             try:
                 found.watch(settings.settle, settings.poll, settings.full_every)
+                found.scan(True)  # the first may take long: here it keeps nobody waiting
                 found.let_go()
             except BaseException:
                 found.close()

@@ -9,6 +9,7 @@ import errno
 import gc
 import math
 import os
+import select
 import shlex
 import signal
 import sys
@@ -796,6 +797,60 @@ def test_the_far_end_of_a_watch_frees_memory_for_it_runs_for_weeks() -> None:
     finally:
         gc.enable()
     assert enabled == [True]
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_far_end_that_looks_for_long_at_what_happened_says_so_and_opens_when_it_has(
+    changes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2psync.serve.LONG_SECONDS", 0.01)
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    class Slow(Fake):
+        def scan(self, keep: bool, doubt: bool = False) -> Scanned:
+            has_begun.set()
+            may_end.wait(10)
+            if changes:
+                TREE_THERE[b"new"] = TREE[b"a"]
+            return super().scan(keep)
+
+        def newest(self) -> int:
+            return len(TREE_THERE)
+
+    TREE_THERE = dict(TREE)  # noqa: N806
+    to_far, to_near = os.pipe(), os.pipe()
+    far = Connection(to_far[0], to_near[1], "near")
+    served = (far, b"/r", lambda root, create: Slow(), False, lambda watcher: lambda root, create: Slow())
+    thread = threading.Thread(target=serve, args=served)
+    thread.start()
+    near = RemoteReplica(Connection(to_near[0], to_far[1], "far"), Gone())
+    near.watch(0, 0.01, 60)
+    near.let_go()
+    has_begun.wait(10)
+    with pytest.raises(Locked, match="far is looking at what happened there"):
+        near.take_up()
+    assert near.is_looking
+    may_end.set()
+    has_changed = False
+    while near.is_looking:
+        select.select([near], [], [], 10)
+        has_changed |= near.has_changed()
+    assert has_changed == changes
+    near.take_up()
+    assert near.newest() == len(TREE) + changes
+    near.close()
+    thread.join()
+    far.close()
+
+
+class Gone:
+    """A process that needs no end."""
+
+    def why_it_ended(self) -> str | None:
+        return None
+
+    def end(self, patience: float) -> None:
+        pass
 
 
 def test_a_near_end_that_hangs_up_anywhere_does_no_harm() -> None:

@@ -354,6 +354,46 @@ def test_a_peer_that_hangs_keeps_nobody_waiting_for_long(pair: tuple[Path, Path]
         until(lambda: (there / "g").read_bytes() == b"edit", watch.log.read_text)
 
 
+SLOW_SCANS = """
+import os, sys, time
+line = open("/proc/self/cmdline", "rb").read().split(b"\\0")
+if b"watch" in line:
+    import p2psync.remote
+    p2psync.remote.PATIENCE_SECONDS = 0.15
+elif b"serve" in line:
+    import p2psync.serve
+    p2psync.serve.LONG_SECONDS = 0.05
+    scandir = os.scandir
+    def slow(*at):
+        os.close(os.open(__file__ + ".used", os.O_CREAT))
+        time.sleep(0.03)
+        return scandir(*at)
+    os.scandir = slow
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_a_far_end_whose_scan_takes_longer_than_is_waited_for_an_answer_is_not_lost(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = pair
+    make_tree(there, {b"d%d/f" % number: b"" for number in range(8)})
+    make_tree(tmp_path, {b"slow/sitecustomize.py": SLOW_SCANS.encode()})
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", f"{tmp_path / 'slow'}:{ENVIRONMENT['PYTHONPATH']}")
+    with watching(here, there, "--settle", "0.05") as watch:
+        until(lambda: same(here, there), watch.log.read_text)
+        used = tmp_path / "slow" / "sitecustomize.py.used"
+        used.unlink()
+        for number in range(8):
+            (there / f"d{number}" / "g").write_bytes(b"")
+        until(used.exists)
+        (here / "g").write_bytes(b"edit")
+        until(lambda: same(here, there), watch.log.read_text)
+    told = [event["event"] for event in watch.events()]
+    assert "lost" not in told
+    assert told.count("connected") == 1
+
+
 def test_modules_in_the_tree_are_not_ours(pair: tuple[Path, Path]) -> None:
     here, there = pair
     trap = b"open(%r, 'w').close()\n" % str(here.parent / "sprung")
