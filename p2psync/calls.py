@@ -18,6 +18,7 @@ from p2psync.core.replica import (
     BASES,
     FEW,
     SOURCES,
+    VERSIONS,
     AnyDigest,
     AnyReplica,
     Ask,
@@ -53,7 +54,7 @@ AnyAlike = Annotated[list[Annotated[list[AnyDigest], BASES]], FEW]
 AnySources = Annotated[list[Annotated[list[Source], SOURCES]], FEW]
 AnyTransitions = Annotated[list[Transition], FEW]
 _BASES_AT_ONCE = msgspec.Meta(max_length=512)
-AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=256)]], _BASES_AT_ONCE]
+AnyBases = Annotated[list[Annotated[list[Entry], msgspec.Meta(max_length=VERSIONS)]], _BASES_AT_ONCE]
 AnyTexts = Annotated[list[bytes | None], FEW]
 
 

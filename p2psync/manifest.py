@@ -31,7 +31,7 @@ from p2psync.columns import (
 from p2psync.core.model import Digest, Entry, Kind, Record, Row
 from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import join, split
-from p2psync.core.replica import Change, Identity, Point
+from p2psync.core.replica import VERSIONS, Change, Identity, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, copied, is_sound, mark_damaged, told
 from p2psync.errors import Damaged, ReplicaError
@@ -543,14 +543,15 @@ class Manifest:
     def bases(self, path: bytes) -> list[Entry]:
         """Return the earlier versions of a path that a merge may start from, the latest last.
 
-        The latest `BASES`, and those that some other replica had when it was last in step with this one.
+        The latest `BASES`, and those that other replicas had when they were last in step with this one. Where
+        there are too many, those of the replicas that were so most lately.
         """
         found = self._db.execute(
             f"SELECT {ENTRY} FROM (SELECT *, row_number() OVER (ORDER BY seq DESC) AS place FROM remembered"
-            f" WHERE path = ?) WHERE place <= {BASES} OR {IS_COMMON} ORDER BY seq",
+            f" WHERE path = ?) WHERE place <= {BASES} OR {IS_COMMON} ORDER BY seq DESC LIMIT {VERSIONS}",
             (path,),
         )
-        return [self._entry(columns) for columns in found]
+        return [self._entry(columns) for columns in found][::-1]
 
     def _columns(self, record: Record, seq: int) -> tuple[object, ...]:
         directory, name = split(record.path)

@@ -10,17 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from p2psync import local
+from p2psync.connect import connect_local
 from p2psync.core.model import Action, Resolution, Transition
-from p2psync.core.replica import Applied, Identity, Mark
+from p2psync.core.replica import VERSIONS, Applied, Identity, Mark
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica, ReplicaError
 from p2psync.local import LocalReplica, init
 from p2psync.root import find_root
+from p2psync.run import open_replica
 from tests.support import (
     OLD_NS,
     carry_out,
@@ -400,3 +403,21 @@ def test_who_was_met_and_how_far_it_is_in_step_is_told(tmp_path: Path) -> None:
         (peer,) = replica.peers()
         assert (peer.name, peer.address, peer.acknowledged) == ("peer", "host:path", replica.newest())
         assert peer.synced_at is not None
+
+
+def test_a_file_of_which_very_many_replicas_have_versions_of_their_own_can_be_in_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_not_wait_for_disk(monkeypatch)
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there", {b"f": b"\0first"})
+    sync(here, there)
+    with opened(there) as replica:
+        for number in range(VERSIONS + 10):
+            (there / "f").write_bytes(b"\0edit %d" % number)
+            replica.scan(True)
+            replica.acknowledge(Identity(ReplicaId(1000 + number), "clone", 1), Mark(1, 1, b""))
+    sync(here, there)
+    for root in (here, there):
+        (root / "f").write_bytes(b"\0" + os.fsencode(root))
+    with opened(here) as ours, closing(connect_local(os.fsencode(there), open_replica, False)) as theirs:
+        assert len(sync_open(ours, theirs).conflicts) == 1

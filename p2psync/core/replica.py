@@ -32,6 +32,8 @@ FEW = msgspec.Meta(max_length=MAX_ITEMS)
 MAX_PATHS = 1 << 17
 """In what is told at once: more than are in a MiB of paths."""
 _PATHS = msgspec.Meta(max_length=MAX_PATHS)
+VERSIONS = 256
+"""Earlier versions of a path that are told at most."""
 BASES = msgspec.Meta(max_length=MOST_BASES)
 SOURCES = msgspec.Meta(max_length=MOST_BASES + 1)
 """Of contents: their bases, and what a broken transfer left."""
