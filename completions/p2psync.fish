@@ -149,7 +149,7 @@ complete -c p2psync -n '__p2psync_is log' -l json -d 'Print one JSON document'
 complete -c p2psync -n '__p2psync_is log' -s h -l help -d 'Show this message and exit'
 complete -c p2psync -n '__p2psync_is log' -F
 complete -c p2psync -n '__p2psync_is peer' -a add -d 'Remember ADDRESS as the peer NAME; nothing is contacted yet'
-complete -c p2psync -n '__p2psync_is peer' -a list -d 'List the configured peers'
+complete -c p2psync -n '__p2psync_is peer' -a list -d 'List the configured peers, and who else is waited for, since it was synced with'
 complete -c p2psync -n '__p2psync_is peer' -a remove -d 'Forget the peer NAME, and the replica that answers there'
 complete -c p2psync -n '__p2psync_is peer' -a rename -d 'Call the peer NAME by another name, NEW; nothing else changes'
 complete -c p2psync -n '__p2psync_is peer' -a test -d 'Connect to a peer and tell how it is there'

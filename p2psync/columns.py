@@ -16,12 +16,15 @@ _KINDS = list(Kind)
 
 BASES = 8
 """Earlier versions of a path that a merge may start from, whoever has them; and see `Manifest.bases`."""
+WAITED_FOR = "(SELECT * FROM peer WHERE replica >= 0 AND mark IS NOT NULL)"
+"""Those replicas that may come back with what they had when they were last in step. Those below 0 may only
+read here, and nothing is kept for them."""
 IS_COMMON = (
-    "(EXISTS (SELECT 1 FROM peer WHERE born <= acknowledged AND acknowledged < seq)"
-    " OR EXISTS (SELECT 1 FROM left_behind"
-    " WHERE pending = path AND born <= acknowledged AND acknowledged < seq))"
+    f"(EXISTS (SELECT 1 FROM {WAITED_FOR} WHERE born <= acknowledged AND acknowledged < seq)"
+    f" OR EXISTS (SELECT 1 FROM left_behind WHERE replica IN (SELECT replica FROM {WAITED_FOR})"
+    " AND pending = path AND born <= acknowledged AND acknowledged < seq))"
 )
-"""Was a remembered version the present one when its path was last in step with some other replica?"""
+"""Was a remembered version the present one when its path was last in step with another that is waited for?"""
 VALUES = 500
 """Values bound to one statement: below SQLite's oldest limit, 999."""
 

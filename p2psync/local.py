@@ -949,6 +949,23 @@ class LocalReplica:
         with self._manifest.transaction():
             self._manifest.replicas.forget(address, others)
 
+    def others(self, addresses: Iterable[str]) -> list[PeerRecord]:
+        """Return who is waited for and answers at none of these addresses, the latest first.
+
+        Mostly they sync to here, and this replica knows no address of theirs.
+        """
+        known = {replica for address in addresses for replica in self.answered_at(address)}
+        found = [record for record in self._manifest.replicas.waited_for() if record.replica not in known]
+        return sorted(found, key=lambda record: record.synced_at or 0, reverse=True)
+
+    def forget_others(self, name: str, addresses: Iterable[str]) -> int:
+        """Forget those of `others` that have this name; return how many there were."""
+        gone = [record.replica for record in self.others(addresses) if record.name == name]
+        with self._manifest.transaction():
+            for replica in gone:
+                self._manifest.replicas.forget_replica(replica)
+        return len(gone)
+
     def peers(self) -> list[PeerRecord]:
         """Return all replicas that this one was in touch with."""
         return self._manifest.replicas.all()

@@ -11,7 +11,8 @@ import msgspec
 from p2psync.config import Peer
 from p2psync.core.paths import printable
 from p2psync.facts import Facts
-from p2psync.words import columns, size_of
+from p2psync.replicas import PeerRecord
+from p2psync.words import columns, size_of, when
 
 
 @dataclass
@@ -79,15 +80,37 @@ def tested_json(tested: Tested) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def list_text(peers: Sequence[Peer], for_people: bool = False) -> str:
-    """Return the configured peers as lines: a tab between name and address, or a table for people."""
+def list_text(peers: Sequence[Peer], others: Sequence[PeerRecord], for_people: bool = False) -> str:
+    """Return peers as lines: tabs between name, address and what else there is to say, or tables for people.
+
+    Args:
+        peers: those that are configured.
+        others: those that are waited for and are not.
+        for_people: in tables.
+    """
     if not for_people:
-        return "".join(f"{peer.name}\t{peer.address}\n" for peer in peers)
+        lines = [(peer.name, peer.address) for peer in peers] + [_other(one) for one in others]
+        return "".join("\t".join(line) + "\n" for line in lines)
     rows = [("name", "mode", "address", "only")]
     rows += [(one.name, one.mode, printable(one.address), printable(" ".join(one.paths))) for one in peers]
-    return columns(rows) if peers else "no peers: `p2psync peer add NAME ADDRESS` adds one\n"
+    told = columns(rows) if peers else "no peers: `p2psync peer add NAME ADDRESS` adds one\n"
+    if others:
+        told += "\nwaited for as well (`p2psync peer remove NAME` forgets one):\n"
+        told += columns([_other(one) for one in others])
+    return told
 
 
-def list_json(peers: Sequence[Peer]) -> str:
-    """Return the configured peers as one JSON document."""
-    return json.dumps({"peers": [asdict(peer) for peer in peers]}, indent=2) + "\n"
+def _other(one: PeerRecord) -> tuple[str, str, str]:
+    """Return name, address and what there is to say of who is waited for and is no peer."""
+    what = "was synced with" if one.address else "syncs to here"
+    since = f"last in step {when(one.synced_at * 10**9)}" if one.synced_at else "never in step"
+    return printable(one.name) or "?", printable(one.address), f"{what}, {since}"
+
+
+def list_json(peers: Sequence[Peer], others: Sequence[PeerRecord]) -> str:
+    """Return the same as one JSON document."""
+    document = {
+        "peers": [asdict(peer) for peer in peers],
+        "others": [{"name": one.name, "address": one.address, "synced_at": one.synced_at} for one in others],
+    }
+    return json.dumps(document, indent=2) + "\n"

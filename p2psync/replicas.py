@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from p2psync.columns import WAITED_FOR
 from p2psync.core.replica import MAX_PATHS, Identity, Mark
 from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.database import told
@@ -85,8 +86,8 @@ class Replicas:
         )
 
     def pending(self) -> set[bytes]:
-        """Return the paths that some replica was left behind with."""
-        found = self._db.execute("SELECT mark FROM peer WHERE mark IS NOT NULL").fetchall()
+        """Return the paths that some replica was left behind with that is waited for."""
+        found = self._db.execute(f"SELECT mark FROM {WAITED_FOR}").fetchall()
         return {path for (data,) in found for path in self._mark(data).pending}
 
     def ask_again(self, paths: Iterable[bytes]) -> None:
@@ -103,11 +104,8 @@ class Replicas:
             self._db.execute("UPDATE peer SET mark = ? WHERE replica = ?", place)
 
     def acknowledged(self) -> int:
-        """Return up to which sequence number all replicas that this one syncs with have its changes."""
-        # Replicas below 0 may only read here, and need not come back.
-        (found,) = self._db.execute(
-            "SELECT min(acknowledged) FROM peer WHERE mark IS NOT NULL AND replica >= 0"
-        ).fetchone()
+        """Return up to which sequence number all replicas that are waited for have the changes."""
+        (found,) = self._db.execute(f"SELECT min(acknowledged) FROM {WAITED_FOR}").fetchone()
         return self._newest() if found is None else int(found)
 
     def acknowledged_by(self, peer: ReplicaId) -> int:
@@ -132,8 +130,15 @@ class Replicas:
 
     def all(self) -> list[PeerRecord]:
         """Return all replicas that this one was in touch with."""
+        return self._records("peer")
+
+    def waited_for(self) -> list[PeerRecord]:
+        """Return those for which deletions and earlier versions are kept."""
+        return self._records(WAITED_FOR)
+
+    def _records(self, table: str) -> list[PeerRecord]:
         found = self._db.execute(
-            "SELECT replica, name, address, synced_at, acknowledged FROM peer ORDER BY replica"
+            f"SELECT replica, name, address, synced_at, acknowledged FROM {table} ORDER BY replica"
         )
         return [
             PeerRecord(replica, name, os.fsdecode(place), synced_at, acknowledged)
@@ -165,7 +170,7 @@ class Replicas:
         )
         for table in ("answered", "left_behind"):
             self._db.execute(f"UPDATE OR IGNORE {table} SET replica = ? WHERE replica = ?", (new, old))
-        self._forget(old)
+        self.forget_replica(old)
 
     def forget(self, address: str, others: Collection[str]) -> None:
         """Forget the replicas that answered at an address, if they did not at one of the others."""
@@ -175,7 +180,7 @@ class Replicas:
         for other in others:
             known |= self.answered_at(other)
         for replica in self.answered_at(address) - known:
-            self._forget(replica)
+            self.forget_replica(replica)
         self._db.execute("DELETE FROM answered WHERE address = ?", (os.fsencode(address),))
 
     def answered_at(self, address: str) -> set[ReplicaId]:
@@ -183,7 +188,7 @@ class Replicas:
         found = self._db.execute("SELECT replica FROM answered WHERE address = ?", (os.fsencode(address),))
         return {ReplicaId(replica) for (replica,) in found}
 
-    def _forget(self, replica: ReplicaId) -> None:
+    def forget_replica(self, replica: ReplicaId) -> None:
         """Forget all of a replica but its name, by which people know its versions."""
         self._db.execute("DELETE FROM left_behind WHERE replica = ?", (replica,))
         self._db.execute(

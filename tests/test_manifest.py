@@ -21,7 +21,7 @@ from p2psync.core.detect import vanish
 from p2psync.core.model import Entry, Extent, Record, Row, Stat
 from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import MAX_PATH
-from p2psync.core.replica import Change, Identity, Mark
+from p2psync.core.replica import VERSIONS, Change, Identity, Mark
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp
 from p2psync.errors import Damaged, ReplicaError
 from p2psync.manifest import REMEMBERED, SCHEMA_VERSION, Manifest
@@ -496,6 +496,32 @@ def test_only_the_latest_versions_of_a_path_are_remembered(manifest: Manifest) -
     assert manifest.bases(b"f") == versions[-1 - BASES : -1]
     assert [known.entry for known in manifest.past.versions(b"f")] == versions[-1 - REMEMBERED :]
     assert manifest.bases(b"g") == versions[:1]
+
+
+def test_of_the_versions_that_very_many_replicas_have_those_of_the_latest_to_sync_are_told(
+    manifest: Manifest,
+) -> None:
+    versions = [file(b"%d" % n, seen=version(1, n + 1), revision=n + 1) for n in range(VERSIONS + 20)]
+    record(manifest, b"f", versions[0])
+    for number, (old, new) in enumerate(pairwise(versions)):
+        meet(manifest, 1000 - number)
+        record(manifest, b"f", new, replaces=old)
+    assert manifest.bases(b"f") == versions[-1 - VERSIONS : -1]
+
+
+def test_for_who_may_only_read_nothing_is_kept(manifest: Manifest) -> None:
+    reader = Identity(ReplicaId(~5), "reader", 1)
+    versions = [file(b"%d" % n, seen=version(1, n + 1), revision=n + 1) for n in range(BASES + 5)]
+    record(manifest, b"f", versions[0])
+    for pending, (old, new) in zip(([], [b"f"], *[None] * BASES), pairwise(versions), strict=False):
+        if pending is not None:
+            with manifest.transaction():
+                manifest.replicas.set_mark(reader, Mark(1, 2, b"", pending), 1)
+        record(manifest, b"f", new, replaces=old)
+    assert manifest.bases(b"f") == versions[2 : 2 + BASES]
+    assert manifest.replicas.acknowledged() == manifest.newest()
+    assert manifest.replicas.pending() == set()
+    assert manifest.replicas.waited_for() == []
 
 
 def _state(manifest: Manifest) -> list[tuple[object, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -569,6 +570,18 @@ def test_a_peer_that_was_removed_is_forgotten_and_may_be_begun_anew(tmp_path: Pa
     p2psync(here, "peer", "remove", "disk")
     p2psync(here, "sync", "--create", there)
     assert_same(here, there)
+
+
+def test_who_came_to_sync_is_listed_and_can_be_forgotten(tmp_path: Path) -> None:
+    server, laptop = replica(tmp_path / "server", {"file": "x"}), replica(tmp_path / "laptop")
+    name = f"{socket.gethostname()}:laptop"
+    p2psync(laptop, "sync", server)
+    assert p2psync(server, "peer", "list").out.startswith(f"{name}\t\tsyncs to here, last in step 20")
+    assert f"{server}\twas synced with, last in step 20" in p2psync(laptop, "peer", "list").out
+    (other,) = json.loads(p2psync(server, "peer", "list", "--json").out)["others"]
+    assert other["name"] == name
+    assert p2psync(server, "peer", "remove", name).out == f"removed {name}\n"
+    assert p2psync(server, "peer", "list").out == ""
 
 
 @not_as_root

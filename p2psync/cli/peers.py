@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -74,11 +75,22 @@ def peer_add(
 @peer.command("list", epilog=exits())
 @JSON
 def peer_list(as_json: bool) -> None:
-    """List the configured peers."""
-    from p2psync import config, render_peers
+    """List the configured peers, and who else is waited for, since it was synced with.
 
-    known = config.peers(find_root())
-    told = render_peers.list_json(known) if as_json else render_peers.list_text(known, is_terminal(1))
+    Those are mostly replicas that sync to this one. Deletions are remembered for them, and what they had last
+    is kept to merge from, until `peer remove`.
+    """
+    from p2psync import config, render_peers
+    from p2psync.local import LocalReplica
+
+    root = find_root()
+    known = config.peers(root)
+    with closing(LocalReplica(root, lock=False)) as replica:
+        others = replica.others(peer.address for peer in known)
+    if as_json:
+        told = render_peers.list_json(known, others)
+    else:
+        told = render_peers.list_text(known, others, is_terminal(1))
     click.echo(told, nl=False)
 
 
@@ -116,6 +128,9 @@ def peer_test(peer: str, connection: Connection, as_json: bool) -> None:
 def peer_remove(name: str) -> None:
     """Forget the peer NAME, and the replica that answers there; nothing is touched there.
 
+    Where no peer has that name, all replicas called so are forgotten that sync to this one: `peer list` has
+    them.
+
     Deletions are not kept for it any more: what is deleted here, and it still has a month later, comes back
     if it is ever synced with again.
     """
@@ -123,9 +138,14 @@ def peer_remove(name: str) -> None:
 
     root = find_root()
     with own(root) as replica:
-        removed = config.remove_peer(root, name)
-        replica.forget_peers(removed.address, [other.address for other in config.peers(root)])
-    click.echo(f"removed {name}")
+        known = config.peers(root)
+        count = 0
+        if all(peer.name != name for peer in known):
+            count = replica.forget_others(name, [peer.address for peer in known])
+        if not count:
+            removed = config.remove_peer(root, name)
+            replica.forget_peers(removed.address, [other.address for other in config.peers(root)])
+    click.echo(f"removed {name}" if count < 2 else f"removed {count} replicas called {name}")
 
 
 def _parse_age(context: click.Context, option: click.Parameter, text: str | None) -> float:
