@@ -1034,6 +1034,20 @@ def test_of_a_folder_in_which_something_changes_that_stays_and_the_rest_is_moved
     assert {problem.path for problem in problems} >= {path for path in changed if path in before}
 
 
+def test_a_file_that_is_deleted_as_its_folder_moves_is_not_said_to_have_come(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(root, FOLDER | {b"other": None})
+    wanted = folder_moved(root)
+    with monkeypatch.context() as patch:
+        before_rename(patch, CREATE, (root / "d/e/3").unlink)
+        problems = carry_out_at(root, wanted, b"")
+    assert b"other/n/e/3" in {problem.path for problem in problems}
+    assert in_manifest(root, b"other/n/e/3") == [None]
+    assert snapshot(root)[b"other/n/e/0"].data == b"0"
+    assert b"other/n/e/3" not in snapshot(root)
+
+
 @pytest.mark.parametrize("what", [KeyboardInterrupt, PermissionError])
 def test_a_folder_that_moves_is_put_back_if_it_cannot_be_looked_at(
     root: Path, monkeypatch: pytest.MonkeyPatch, what: type[BaseException]

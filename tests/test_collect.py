@@ -29,6 +29,7 @@ from p2psync.core.retention import DAY_SECONDS, Kept, Limits
 from p2psync.errors import ReplicaError
 from p2psync.local import LocalReplica
 from p2psync.manifest import Manifest
+from p2psync.restrict import ReadOnly
 from p2psync.sync import Session
 from p2psync.texts import Texts
 from p2psync.undo import contents, past, restore, undo
@@ -645,6 +646,19 @@ def test_a_deletion_is_not_kept_for_a_peer_that_was_removed(tmp_path: Path, cloc
     assert not known(here, b"gone")
 
 
+def test_a_deletion_is_not_kept_for_who_may_only_read_and_need_not_come_back(
+    tmp_path: Path, clock: Clock
+) -> None:
+    here, there = pair(tmp_path, {b"gone": b"1", b"f": b"1"})
+    with opened(new_replica(tmp_path / "reader")) as reader, opened(here) as replica:
+        assert sync_open(reader, ReadOnly(replica)).in_step
+    delete(here, "gone")
+    sync(here, there)
+    clock.pass_days(31)
+    collect_at(here)
+    assert not known(here, b"gone")
+
+
 @pytest.mark.parametrize("days", [29, 31])
 def test_a_peer_that_was_removed_and_comes_back_loses_nothing_and_brings_what_was_deleted_long_ago(
     tmp_path: Path, clock: Clock, days: int
@@ -785,16 +799,22 @@ def test_where_too_much_was_left_out_to_be_named_nobody_is_said_to_be_in_step(
     assert snapshot(here) == snapshot(there)
 
 
-def test_what_was_left_out_of_many_runs_still_merges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unnamed", [None, 5])
+def test_what_was_left_out_of_many_runs_still_merges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: int | None
+) -> None:
+    """Also if one of them left out more than can be named, which says nothing of what was left out before."""
     here, there = pair(tmp_path, {b"t": BASE, b"f": b"1"})
     for n in range(BASES + 3):
         put(here, "t", BASE.replace(b"1", b"here %d" % n))
         put(there, "t", BASE.replace(b"9", b"there %d" % n))
         put(here, "f", b"%d" % n)
-        with opened(here) as ours, opened(there) as theirs:
+        with opened(here) as ours, opened(there) as theirs, monkeypatch.context() as patch:
+            if n == unnamed:
+                patch.setattr("p2psync.sync.LEFT_BYTES", 0)
             session = Session(ours, theirs, Quiet())
             session.scan(keep=True)
-            session.round(Prefer.BOTH, wanted=Filter(patterns=b"t"))
+            session.round(Prefer.BOTH, wanted=Filter(patterns=b"*" if n == unnamed else b"t"))
         collect_at(here)
         collect_at(there)
     result = sync(here, there)

@@ -31,6 +31,7 @@ from tests.support import (
     do_not_wait_for_disk,
     entries,
     file,
+    give,
     history,
     make_tree,
     new_replica,
@@ -295,6 +296,15 @@ class Died(Exception):
 
 def dies() -> Iterator[Applied]:
     raise Died
+
+
+def test_what_was_given_up_is_not_carried_out(tmp_path: Path) -> None:
+    with opened(new_replica(tmp_path)) as replica:
+        replica.prepare([Transition(b"f", None, file(b"1"))])
+        give(replica, b"1")
+        assert not replica.give_up("a peer that failed")
+        assert list(replica.apply()) == []
+    assert snapshot(tmp_path) == {}
 
 
 def test_a_file_is_not_moved_from_or_to_a_folder_of_another_user(

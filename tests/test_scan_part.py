@@ -25,6 +25,7 @@ from tests.support import (
     entries,
     file,
     make_tree,
+    mounted,
     new_replica,
     opened,
 )
@@ -158,6 +159,20 @@ def test_what_is_not_looked_at_is_neither_found_nor_deleted(root: Path) -> None:
         found = scan_part(replica, {b"d": False}, replica._ignores)
         assert [change.path for change in found.changes] == [b"d/f"]
         assert all(entry.alive for entry in entries(replica).values())
+
+
+def test_a_disk_that_is_not_looked_at_is_remembered_as_mounted(root: Path) -> None:
+    """Else all that is on it would be taken for deleted once it is not mounted any more (I6)."""
+    with opened(root) as replica:
+        with mounted(root / "e"):
+            make_tree(root, {b"e/on it": b"1"})
+            replica.scan(keep=True)
+            make_tree(root, {b"d/f": b"edit"})
+            found = scan_part(replica, {b"d": False}, replica._ignores)
+            assert [change.path for change in found.changes] == [b"d/f"]
+        (problem,) = replica.scan(keep=True).problems
+        assert problem.path == b"e"
+        assert entries(replica)[b"e/on it"].alive
 
 
 def test_a_folder_that_a_sync_has_made_is_looked_at(root: Path) -> None:
