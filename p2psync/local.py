@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,7 @@ from p2psync.bases import Bases
 from p2psync.chunks import ChunkLists
 from p2psync.collect import Collector
 from p2psync.config import history_limits
-from p2psync.contents import Contents, file_at
-from p2psync.core.choose import SPARSE_BYTES, too_large
+from p2psync.contents import Contents
 from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import (
@@ -35,11 +33,9 @@ from p2psync.core.model import (
     Record,
     Transition,
     action_of,
-    makes,
-    needs_content,
 )
 from p2psync.core.order import moves
-from p2psync.core.paths import SIDECAR, ancestors, join, printable, split
+from p2psync.core.paths import SIDECAR, ancestors, join, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
     Applied,
@@ -65,15 +61,13 @@ from p2psync.disk import (
     OPEN_DIRECTORY,
     Root,
     begin_sync,
-    can_share,
     exists,
-    files_on,
     is_open,
     open_file,
     rename_new,
     taken_by,
 )
-from p2psync.errors import Damaged, GuardTripped, Locked, NotAReplica, ReplicaError
+from p2psync.errors import Damaged, Locked, NotAReplica, ReplicaError
 from p2psync.foreseen import Foreseen
 from p2psync.held import Held
 from p2psync.history import History
@@ -81,12 +75,12 @@ from p2psync.manifest import Manifest
 from p2psync.past import Run
 from p2psync.replicas import PeerRecord
 from p2psync.reserve import Reserve, has_room
+from p2psync.room import Room
 from p2psync.root import find_root, is_sidecar
 from p2psync.scan import WHOLE, Doubted, Scan, scan
 from p2psync.sender import Sender
-from p2psync.stage import ENTRY_BYTES, Stage
+from p2psync.stage import Stage
 from p2psync.take import take
-from p2psync.words import size_of
 
 if TYPE_CHECKING:
     from p2psync.watcher import Watcher
@@ -95,12 +89,6 @@ BATCH = 1000
 """Changes in a batch, outcomes between two reports of progress."""
 SAVE_SECONDS = 10.0
 """After so much work what a scan has found is committed: no more is lost if it is interrupted."""
-
-RESERVE_BYTES = 8 << 20
-"""What stays free on a disk, or a hundredth of a small one: the manifest has to be written too."""
-RESERVE_FILES = 40
-"""So many can still be made on a disk that contents have filled with files: of the manifest, and folders of
-the history for what is deleted."""
 
 
 def init(root: bytes, name: str | None = None) -> bool:
@@ -241,6 +229,9 @@ class LocalReplica:
                 self._bases,
                 self._lists,
                 self._stage.left_over,
+            )
+            self._room = Room(
+                root, self._root, sidecar, self._stage, self.contents, self._collector, self._reserve
             )
             if lock:
                 self._settle(sidecar)
@@ -518,11 +509,11 @@ class LocalReplica:
         """
         possible = self._possible(moves(transitions))
         coming = [step for step in transitions if step.path not in possible]
-        tight, waiting, unsure, stays = self._weigh(coming, sparse, own)
+        weighed = self._room.weigh(coming, sparse, own, self.neighbour)
         self._manifest.roll_back()
         self._round = _Round(Foreseen(self._manifest, transitions), transitions, possible)
         with self._staging():
-            wanted = self._stage.expect(coming, tight, waiting, unsure, stays)
+            wanted = self._stage.expect(coming, *weighed)
             if not self.newest():  # nothing is known here, so nothing is held
                 return wanted
             missing = []
@@ -557,108 +548,6 @@ class LocalReplica:
             return known[folder]
 
         return {new: old for new, old in moves.items() if is_ours(split(new)[0]) and is_ours(split(old)[0])}
-
-    def _weigh(
-        self, transitions: Sequence[Transition], sparse: Iterable[Content], own: bool
-    ) -> tuple[bool, dict[bytes, str], set[bytes], int]:
-        """Look, before anything is written, whether there is room for what comes.
-
-        Args:
-            transitions: what is to be done.
-            sparse: what the other side says of contents that come.
-            own: it is wanted back from the history here, so nobody is told to clean that.
-
-        Returns:
-            Whether that is so only if what broken runs left goes; the paths that have to wait even then,
-            and why: a few large files, and those for which there are no inodes; those that may take less than
-            their size, or more than there is; and how many bytes have to stay free.
-
-        Raises:
-            GuardTripped: more would have to wait than a few.
-        """
-        coming = [step for step in transitions if needs_content(step)]
-        left = files_on(self._root.fd) or sys.maxsize  # some disks say that there are none, and take files
-        left -= RESERVE_FILES + sum(map(makes, transitions)) - len(coming)
-        few_files = _FEW_FILES if own else f"{_FEW_FILES}, or leave some out (--exclude)"
-        waiting = {step.path: few_files for step in coming[max(0, left) :]}
-        if waiting:
-            coming = [step for step in coming if step.path not in waiting]
-        disk = os.fstatvfs(self._root.fd)
-        stays = self._reserve.lent + min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
-        room = max(0, disk.f_bavail * disk.f_frsize - stays)
-        if not coming or sum(step.wanted.size + ENTRY_BYTES for step in coming) <= room:
-            return False, waiting, set(), stays
-        sizes, unsure = self._at_least(coming, dict(sparse))
-        needed = sum(sizes.values())
-        if needed <= room:
-            return False, waiting, unsure, stays
-        most = room + self._stage.size()  # what a run that died has left counts: it is used, or removed
-        large = too_large(sizes, most)
-        by_gc = (lambda lacking: "") if own else self._by_gc(coming)
-        if large is None:
-            largest = printable(os.fsdecode(max(sizes, key=sizes.__getitem__)))
-            or_less = f"sync again, or leave out what is large (--max-size, --exclude), as {largest} is"
-            raise GuardTripped(
-                f"{os.fsdecode(self._path)} has room for {size_of(most)}, and {size_of(needed)} are needed."
-                f" Nothing was changed: make room there{by_gc(needed - most)} and"
-                f" {'try again' if own else or_less}"
-            )
-        needed -= sum(map(sizes.__getitem__, large))
-        rest = most - needed
-        or_not = " and try again" if own else ", or leave it out (--max-size)"
-        refused = {
-            path: f"there is no room for it: it takes {size_of(sizes[path])}, and beside all else that comes"
-            f" {size_of(rest)} are left; make room there{by_gc(sizes[path] - rest)}{or_not}"
-            for path in large
-        }
-        return needed > room, waiting | refused, unsure - large, stays
-
-    def _at_least(
-        self, coming: Iterable[Transition], sparse: Mapping[Digest, int]
-    ) -> tuple[dict[bytes, int], set[bytes]]:
-        """Return what each file that comes takes at least, and which may take more, up to their size.
-
-        Args:
-            coming: the files.
-            sparse: what contents take that have holes, if they are not held here.
-        """
-        sizes: dict[bytes, int] = {}
-        unsure = set()
-        source = Root.open(self._path if self.neighbour is None else self.neighbour)
-        try:
-            for step in coming:
-                size = taken = step.wanted.size
-                if size >= SPARSE_BYTES:
-                    taken = min(size, self._takes(step, source, sparse.get(step.wanted.digest, size)))
-                if taken < size:
-                    unsure.add(step.path)
-                sizes[step.path] = taken + ENTRY_BYTES
-        finally:
-            source.close()
-        return sizes, unsure
-
-    def _takes(self, step: Transition, source: Root, size: int) -> int:
-        """Return what a large file takes at least; nothing, if it may have the blocks of another.
-
-        Args:
-            step: brings the file.
-            source: of what is at the same path there it is made, if it is not held here.
-            size: what it takes if that does not share its blocks.
-        """
-        digest = step.wanted.digest
-        held = self.contents.opened(digest, self.contents.is_as_known)
-        for place in (held, self.contents.in_history(digest)):
-            with place as fd:
-                if fd is not None:
-                    return 0 if can_share(fd, self._sidecar) else taken_by(fd)
-        with file_at(step.path, source) as fd:
-            return 0 if fd is not None and can_share(fd, self._sidecar) else size
-
-    def _by_gc(self, coming: Sequence[Transition]) -> Callable[[int], str]:
-        """Return what says how to get so many bytes from the history, if it has them beside what comes."""
-        size = self._collector.could_give({step.wanted.digest for step in coming})
-        told = f" (`p2psync gc --days 0` removes {size_of(size)} of history)"
-        return lambda lacking: told if size >= lacking else ""
 
     def _stage_own(self, content: Content, holder: bytes | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
@@ -990,8 +879,6 @@ def _what_is_wrong(error: OSError) -> str:
         return f"{name} is no folder; remove it, and it is made anew"
     return f"{name}: {error.strerror}"
 
-
-_FEW_FILES = "its disk has too few inodes left: delete files there"
 
 _ANEW = (
     "had lost its manifest, or that was damaged; it has been made anew: what a peer has, or once had, is"

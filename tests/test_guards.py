@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from p2psync import local, stage
+from p2psync import room, stage
 from p2psync.core.paths import SIDECAR
 from p2psync.disk import free_on
 from tests.cli_support import assert_same, history, p2psync, pair, replica, snapshot, write
@@ -271,7 +271,7 @@ def test_what_may_fit_is_tried_and_takes_nothing_from_what_is_sure_to(
     write(here / "a large", os.urandom(30 << 20))
     for number in range(12):
         write(here / f"small {number}", os.urandom(1 << 20))
-    monkeypatch.setattr(local, "can_share", lambda source, folder: True)
+    monkeypatch.setattr(room, "can_share", lambda source, folder: True)
     free: list[int] = []
 
     def noting(fd: int) -> int:

@@ -75,8 +75,9 @@ MAY_USE = {  # besides the core, which all may use
     "watcher": "scan",
     "foreseen": "apply bases manifest",
     "reserve": "disk",
+    "room": "collect contents disk errors reserve stage words",
     "local": "alike apply bases chunks collect config contents database disk errors foreseen held history"
-    " manifest past replicas reserve root scan sender stage take watcher words",
+    " manifest past replicas reserve room root scan sender stage take watcher",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",
