@@ -217,7 +217,7 @@ def _open(
         link.identity = link.replica.identity.replica
         if not options.dry_run and met.get(peer.address) != link.replica.identity.replica:
             home.met(link.replica.identity.replica, peer.address, link.replica.recalls)
-    except Exception as error:
+    except (P2PSyncError, OSError) as error:
         link.run.error = _told(error)
     return link
 
