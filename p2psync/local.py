@@ -178,7 +178,8 @@ class LocalReplica:
             root: a directory with a sidecar.
             lock: keep all other runs out until `close`; False only to look at it. Of one on a disk that is
                 read-only no more can be done.
-            cleans: remove history that is too old or too much, when a sync is over.
+            cleans: remove history that is too old or too much, when a sync is over; and forget the earliest
+                of very many versions.
             watcher: knows where something happened since the last scan: nothing else is looked at.
 
         Raises:
@@ -208,6 +209,7 @@ class LocalReplica:
                 self._close.callback(self._manifest.close)
                 if not (self._manifest.is_copy or is_open(b"manifest.db", sidecar)):
                     raise ReplicaError(f"{shown} was moved while it was opened")
+            self._manifest.forgets = cleans
             self._stage = Stage(sidecar)
             self._close.callback(self._stage.close)
             self._history = History(sidecar)

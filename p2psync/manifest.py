@@ -45,6 +45,13 @@ _T = TypeVar("_T")
 SCHEMA_VERSION = 4
 REMEMBERED = 100
 """Earlier versions remembered of each path."""
+_ONCE_MORE = (
+    "ON CONFLICT (path, version) DO UPDATE SET (seq, born, revision, mode, mtime_ns)"
+    " = (excluded.seq, excluded.born, excluded.revision, excluded.mode, excluded.mtime_ns)"
+    " WHERE kind = excluded.kind AND digest = excluded.digest AND size = excluded.size"
+)
+"""A version is remembered as it was when it was last there. One that has other contents, which breaks I1,
+does not take the place of the first: a peer could have that forgotten."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -131,6 +138,8 @@ class Manifest:
         self.texts = Texts(connection)
         self.samples = Samples(connection)
         self.replicas = Replicas(connection, self.newest)
+        self.forgets = True
+        """May earlier versions be forgotten, where there are very many of a path?"""
         self._directory_ids: dict[bytes, int] = {}
         self._missing_directory: bytes | None = None
 
@@ -472,8 +481,8 @@ class Manifest:
             if record.replaces and record.replaces.version != record.row.entry.version
         ]
         self._db.executemany(
-            f"INSERT OR REPLACE INTO remembered (path, seq, born, {ENTRY})"
-            f" SELECT ?, ?, born, {ENTRY} FROM entry WHERE directory = ? AND name = ?",
+            f"INSERT INTO remembered (path, seq, born, {ENTRY})"
+            f" SELECT ?, ?, born, {ENTRY} FROM entry WHERE directory = ? AND name = ? {_ONCE_MORE}",
             (
                 (path, seq, self._directory_id(folder), name)
                 for path, _, _ in superseded
@@ -484,7 +493,11 @@ class Manifest:
             "DELETE FROM remembered WHERE path = ? AND seq <="
             " (SELECT seq FROM remembered WHERE path = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)"
             f" AND NOT {IS_COMMON}",
-            ((path, path, REMEMBERED) for path, row, _ in superseded if row.entry.revision > REMEMBERED),
+            (
+                (path, path, REMEMBERED)
+                for path, row, _ in superseded
+                if self.forgets and row.entry.revision > REMEMBERED
+            ),
         )
         self._db.executemany(
             "INSERT OR REPLACE INTO entry VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
@@ -516,8 +529,8 @@ class Manifest:
         if self._db.execute(f"SELECT count(*) {living}", (directory,)).fetchone() != (len(group),):
             return False
         self._db.execute(
-            f"INSERT OR REPLACE INTO remembered (path, seq, born, {ENTRY})"
-            f" SELECT CAST(? || name AS BLOB), ?, born, {ENTRY} {living}",
+            f"INSERT INTO remembered (path, seq, born, {ENTRY})"
+            f" SELECT CAST(? || name AS BLOB), ?, born, {ENTRY} {living} {_ONCE_MORE}",
             (join(folder, b""), seq, directory),
         )
         self._db.execute(

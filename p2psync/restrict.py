@@ -36,7 +36,7 @@ from p2psync.core.replica import (
     Taken,
     Want,
 )
-from p2psync.core.vector import ReplicaId
+from p2psync.core.vector import MAX_REPLICAS, ReplicaId
 from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import Exit, Locked, NotAReplica, P2PSyncError, ReplicaError
 from p2psync.local import LocalReplica, init
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 MAX_COMMAND = 32 * 1024
 """A path of PATH_MAX quotes, quoted for a shell, has 20 KiB."""
 READ_ONLY = "the peer is read-only"
+NO_SUCCESSOR = "the peer is append-only, and this is no version that follows the one there"
 
 _PROGRAM = re.compile(rb"[^\0-\x1f\x7f]+")
 _ARGUMENTS = re.compile(
@@ -96,7 +97,7 @@ class Key:
     read_only: bool = False
     append_only: bool = False
     """Nothing that was ever there is lost: what is replaced or deleted goes to the history, as always,
-    and a sync through this key does not clean it."""
+    and a sync through this key does not clean it; see `AppendOnly`."""
 
     def open(self, root: bytes, create: bool, watcher: Watcher | None = None) -> Replica:
         """Open a replica as far as the key allows; with `create`, make it one first if it is none.
@@ -122,7 +123,8 @@ class Key:
                 if os.path.islink(os.path.join(place, SIDECAR)):  # it would be made where that leads
                     raise ReplicaError(f"the sidecar of {text} is a link")
                 init(place)
-            replica = LocalReplica(place, cleans=not (self.read_only or self.append_only), watcher=watcher)
+            kind = AppendOnly if self.append_only else LocalReplica
+            replica = kind(place, cleans=not (self.read_only or self.append_only), watcher=watcher)
         except NotAReplica as error:
             if create and self.read_only:
                 raise ReplicaError(f"{text} is not a replica, and {READ_ONLY}: it stays none") from error
@@ -200,6 +202,47 @@ def _depth_of(fd: int, names: Sequence[bytes]) -> int | None:
             if os.path.samestat(os.stat(b"/" + b"/".join(names[:depth])), wanted):
                 return depth
     return None
+
+
+# -- a replica that only takes in
+
+
+class AppendOnly(LocalReplica):
+    """A replica of which nothing is lost, and nothing forgotten.
+
+    Each version follows the one that it replaces: any other would only be sent to be taken for one that is
+    known.
+    """
+
+    _refused: Sequence[bytes] = ()
+
+    def prepare(self, transitions: Sequence[Transition], own: bool = False) -> list[Content]:
+        """Take note of what is to be refused, and prepare the rest; see `Replica.prepare`."""
+        refused = {step.path for step in transitions if not _follows(step)}
+        refused |= {step.path for step in transitions if not refused.isdisjoint(step.after)}
+        self._refused = sorted(refused)
+        return super().prepare([step for step in transitions if step.path not in refused], own)
+
+    def apply(self, kind: str = "sync", about: str = "") -> Iterator[Applied]:
+        """Tell of what is refused, and carry out the rest; see `Replica.apply`."""
+        problems = [Problem(path, f"left alone: {NO_SUCCESSOR}") for path in self._refused]
+        self._refused = ()
+        for batch in batches(problems, lambda problem: 100 + len(problem.path)):
+            yield Applied(0, batch)
+        yield from super().apply(kind, about)
+
+
+def _follows(step: Transition) -> bool:
+    """Does what is wanted follow what is there, or is it the same?
+
+    A version of as many replicas as one may have has forgotten some: nobody can tell then.
+    """
+    before, wanted = step.expected, step.wanted
+    if before is None or len(wanted.version) == MAX_REPLICAS:
+        return True
+    return before.version <= wanted.version and (
+        before.version != wanted.version or before.same_content(wanted)
+    )
 
 
 # -- a replica that may only be read

@@ -10,18 +10,28 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psync import calls
-from p2psync.core.model import Problem, Transition
+from p2psync.core.model import Entry, Problem, Transition
 from p2psync.core.replica import Identity, Mark, Name, Replica
-from p2psync.core.vector import ReplicaId
+from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.errors import Exit, Locked, NotAReplica, ReplicaError
 from p2psync.local import LocalReplica
 from p2psync.manifest import Manifest
-from p2psync.restrict import MAX_COMMAND, READ_ONLY, Key, ReadOnly, Request, RequestError, request
+from p2psync.restrict import (
+    MAX_COMMAND,
+    NO_SUCCESSOR,
+    READ_ONLY,
+    Key,
+    ReadOnly,
+    Request,
+    RequestError,
+    request,
+)
 from tests.cli_support import assert_same, bring_in_step, contents, copies, p2psync, replica, write
 from tests.cli_support import history as kept
 from tests.sshd import Sshd
@@ -30,6 +40,7 @@ from tests.support import (
     digest,
     directory,
     do_not_wait_for_disk,
+    entries,
     file,
     give,
     new_replica,
@@ -546,6 +557,73 @@ def test_nothing_is_cleaned_away_through_an_append_only_key(
         with opened(here) as home, through(key, there) as peer:
             assert sync_open(home, peer).in_step
     assert len(kept(there)) == left
+
+
+@pytest.fixture
+def thesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Entry]:
+    """A replica with a file that was made there, and its entry."""
+    do_not_wait_for_disk(monkeypatch)
+    root = new_replica(tmp_path / "there", {b"thesis": b"original"})
+    with opened(root) as replica:
+        replica.scan(True)
+        return root, entries(replica)[b"thesis"]
+
+
+def original_is_known(root: Path, original: Entry) -> bool:
+    with opened(root) as replica:
+        versions = replica.manifest.past.versions(b"thesis")
+        return any(version.entry.same_content(original) for version in versions)
+
+
+def test_what_does_not_follow_the_version_there_is_refused_through_an_append_only_key(
+    thesis: tuple[Path, Entry],
+) -> None:
+    root, original = thesis
+    mine = original.version.bump(Stamp(ReplicaId(9), 1))
+    junk = [
+        file(data, seen=seen) for data, seen in ((b"1", mine), (b"2", original.version), (b"3", version(8)))
+    ]
+    first = Transition(b"thesis", original, junk[0])
+    no_successors = [Transition(b"thesis", junk[0], entry) for entry in (*junk[1:], file(b"4", seen=mine))]
+    touched = Transition(b"thesis", junk[0], file(b"1", mtime_ns=7, seen=mine))
+    with through(Key(append_only=True), root) as peer:
+        assert carry_out(peer, [first], b"1") == (1, [])
+        for step in no_successors:
+            after = Transition(b"copy", None, file(b"5"), (b"thesis",))
+            refused = [Problem(path, f"left alone: {NO_SUCCESSOR}") for path in (b"copy", b"thesis")]
+            assert carry_out(peer, [after, step], b"2", b"3", b"4", b"5") == (0, refused)
+        assert carry_out(peer, [touched]) == (1, [])
+    assert original_is_known(root, original)
+
+
+def test_a_version_that_comes_again_with_other_bytes_does_not_take_the_place_of_the_first(
+    thesis: tuple[Path, Entry],
+) -> None:
+    root, original = thesis
+    expected = original
+    for number, seen in enumerate((version(8), original.version, version(8, 2))):
+        wanted = file(b"%d" % number, seen=seen)
+        with opened(root) as replica:
+            assert carry_out(replica, [Transition(b"thesis", expected, wanted)], b"%d" % number) == (1, [])
+        expected = wanted
+    assert original_is_known(root, original)
+
+
+@pytest.mark.parametrize(("key", "known"), [(Key(), False), (Key(append_only=True), True)])
+def test_no_flood_of_versions_through_an_append_only_key_has_the_first_forgotten(
+    thesis: tuple[Path, Entry], monkeypatch: pytest.MonkeyPatch, key: Key, known: bool
+) -> None:
+    root, expected = thesis
+    monkeypatch.setattr("p2psync.manifest.REMEMBERED", 3)
+    original = expected
+    with through(key, root) as peer:
+        for number in range(10):
+            data = b"%d" % number
+            seen = expected.version.bump(Stamp(ReplicaId(9), 1 + number))
+            wanted = msgspec.structs.replace(file(data, seen=seen), revision=expected.revision + 1)
+            assert carry_out(peer, [Transition(b"thesis", expected, wanted)], data) == (1, [])
+            expected = wanted
+    assert original_is_known(root, original) == known
 
 
 def test_no_call_destroys_what_was_stored() -> None:
