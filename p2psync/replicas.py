@@ -17,6 +17,9 @@ from p2psync.core.replica import MAX_PATHS, Identity, Mark
 from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.database import told
 
+READERS = 64
+"""So many replicas that may only read here are remembered: any other costs a longer exchange."""
+
 
 class PeerRecord(NamedTuple):
     """What is remembered of a replica that this one was in touch with."""
@@ -71,6 +74,19 @@ class Replicas:
         )
         if not knows_nothing:
             self._set_left_behind(peer.replica, before, mark.pending)
+        if peer.replica < 0:
+            self._forget_readers(peer.replica)
+
+    def _forget_readers(self, latest: ReplicaId) -> None:
+        """Forget all but the latest of those that may only read: one may say that it is very many."""
+        self._db.execute(
+            "DELETE FROM peer WHERE replica < 0 AND replica NOT IN (SELECT replica FROM peer"
+            " WHERE replica < 0 ORDER BY replica = ? DESC, synced_at DESC LIMIT ?)",
+            (latest, READERS),
+        )
+        self._db.execute(
+            "DELETE FROM left_behind WHERE replica < 0 AND replica NOT IN (SELECT replica FROM peer)"
+        )
 
     def _set_left_behind(self, peer: ReplicaId, before: int, pending: Collection[bytes]) -> None:
         """Remember what a replica is left behind with; before, it had all up to that sequence number."""

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 MAX_COMMAND = 32 * 1024
 """A path of PATH_MAX quotes, quoted for a shell, has 20 KiB."""
+MAX_NAME = 256
+"""Letters of a reader's name that are remembered."""
+MAX_PENDING = 1 << 16
+"""Bytes of what a reader was left behind with, and a hundred for each path."""
 READ_ONLY = "the peer is read-only"
 NO_SUCCESSOR = "the peer is append-only, and this is no version that follows the one there"
 
@@ -376,9 +380,13 @@ class ReadOnly:
         """See `Replica.acknowledge`. Readers have marks of their own.
 
         Nobody proves who they are: a mark for a replica that is synced through another key would hide its
-        changes from this one.
+        changes from this one. Nor is this a place to store things: where a reader was left behind with more
+        than a few paths, all is compared with it next time.
         """
-        self._replica.acknowledge(msgspec.structs.replace(peer, replica=_reader(peer.replica)), mark)
+        reader = msgspec.structs.replace(peer, replica=_reader(peer.replica), name=peer.name[:MAX_NAME])
+        if sum(100 + len(path) for path in mark.pending) > MAX_PENDING:
+            mark = Mark(mark.epoch, 0, b"", mark.pending[:1])
+        self._replica.acknowledge(reader, mark)
 
     def close(self) -> None:
         """See `Replica.close`."""

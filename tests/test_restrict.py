@@ -22,6 +22,7 @@ from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.errors import Exit, Locked, NotAReplica, ReplicaError
 from p2psync.local import LocalReplica
 from p2psync.manifest import Manifest
+from p2psync.replicas import READERS
 from p2psync.restrict import (
     MAX_COMMAND,
     NO_SUCCESSOR,
@@ -502,6 +503,22 @@ def test_the_mark_of_a_reader_says_nothing_of_the_replica_it_claims_to_be(sides:
         assert peer.mark(identity.replica) != lie
         assert sync_open(home, peer).in_step
     assert (there / "f").read_bytes() == b"edited"
+
+
+def test_readers_cannot_have_very_much_remembered(sides: tuple[Path, Path]) -> None:
+    _, there = sides
+    with reading(there) as peer:
+        for number in range(100):
+            pending = [b"%d/%d" % (number, k) for k in range(1000)]
+            peer.acknowledge(Identity(ReplicaId(100 + number), "x" * 5000, 5), Mark(5, 1, b"", pending, 7))
+        assert peer.mark(ReplicaId(199)) == Mark(5, 0, b"", [b"99/0"])
+        assert peer.mark(ReplicaId(100)) is None
+    with opened(there) as replica:
+        readers = [record for record in replica.peers() if record.replica < 0]
+        assert len(readers) == READERS
+        assert max(len(record.name) for record in readers) <= 256
+        assert len(replica.manifest.replicas.pending()) == READERS
+        assert len(replica.peers()) == READERS + 1  # the one that was synced through another key
 
 
 def test_a_reader_is_told_what_is_known_of_it_from_others(sides: tuple[Path, Path]) -> None:
