@@ -739,6 +739,25 @@ class LocalReplica:
         """Read files anew; see `Replica.rehash`."""
         return self.contents.rehash(paths)
 
+    def shows(self, digest: Digest, past: bool = False) -> bool:
+        """Are contents in a file that is not ignored, as the last scan found the rules?
+
+        Args:
+            digest: of the contents.
+            past: or in an earlier version of one, from which a merge may start.
+        """
+
+        def is_shown(path: bytes) -> bool:
+            return not self._is_ignored(Name(path, False))
+
+        holders = self._manifest.holders
+        return any(map(is_shown, holders.of(digest))) or (
+            past
+            and any(
+                is_shown(path) and self._manifest.is_base(digest, path) for path, _ in holders.before(digest)
+            )
+        )
+
     def children(self, folder: bytes) -> list[bytes]:
         """Return the paths of what lives in a folder."""
         rows = self._manifest.rows(folder)

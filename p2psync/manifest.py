@@ -699,10 +699,10 @@ class Manifest:
     def may_be_held(self, digest: Digest) -> bool:
         """May large contents be in a file here, or in one of a replica that has not seen the latest edits?"""
         return any(self.holders.of(digest)) or any(
-            is_common or self._is_base(digest, path) for path, is_common in self.holders.before(digest)
+            is_common or self.is_base(digest, path) for path, is_common in self.holders.before(digest)
         )
 
-    def _is_base(self, digest: Digest, path: bytes) -> bool:
+    def is_base(self, digest: Digest, path: bytes) -> bool:
         """Are contents among the latest of a file that is there?"""
         present = self.entry(path)
         return (

@@ -7,6 +7,8 @@ directory, and the refusals of a replica that may only be read. Who holds the ke
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +29,7 @@ from p2psync.core.replica import (
     Identity,
     Like,
     Mark,
+    More,
     Name,
     Piece,
     Point,
@@ -257,12 +260,13 @@ class ReadOnly:
 
     What there would be to change is told as problems, so that the other side still gets all that it wants.
     Transitions that only join versions count as done, and are not: who may only read must not decide what
-    this replica has seen.
+    this replica has seen. Nothing is read that is ignored, or was deleted, but for what merges start from.
     """
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: LocalReplica) -> None:
         """Take over `replica`."""
         self._replica = replica
+        self._is_scanned = False
         self._transitions: Sequence[Transition] = ()
 
     @property
@@ -272,7 +276,18 @@ class ReadOnly:
 
     def scan(self, keep: bool, doubt: bool = False) -> Scanned:
         """See `Replica.scan`."""
-        return self._replica.scan(keep, doubt)
+        scanned = self._replica.scan(keep, doubt)
+        self._is_scanned = True
+        return scanned
+
+    def _shown(self) -> LocalReplica:
+        """Return the replica once the ignore rules are known: before a scan nothing would be ignored."""
+        if not self._is_scanned:
+            self.scan(keep=True)
+        return self._replica
+
+    def _ignored(self, paths: Sequence[bytes]) -> set[bytes]:
+        return set(self._shown().lookup([Name(path, False) for path in paths]).ignored)
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """See `Replica.mark`, and `acknowledge`."""
@@ -281,23 +296,27 @@ class ReadOnly:
 
     def changes(self, since: int) -> Iterator[list[Change]]:
         """See `Replica.changes`."""
-        return self._replica.changes(since)
+        return self._shown().changes(since)
 
     def lookup(self, names: Sequence[Name]) -> Found:
         """See `Replica.lookup`."""
-        return self._replica.lookup(names)
+        return self._shown().lookup(names)
 
     def bases(self, paths: Sequence[bytes]) -> list[list[Entry]]:
         """See `Replica.bases`."""
-        return self._replica.bases(paths)
+        ignored = self._ignored(paths)
+        bases = self._replica.bases(paths)
+        return [[] if path in ignored else known for path, known in zip(paths, bases, strict=True)]
 
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """See `Replica.texts`."""
-        return self._replica.texts(digests)
+        shows = functools.partial(self._shown().shows, past=True)
+        return [self._replica.texts([digest])[0] if shows(digest) else None for digest in digests]
 
     def rehash(self, paths: Sequence[bytes]) -> list[Digest | None]:
         """See `Replica.rehash`."""
-        return self._replica.rehash(paths)
+        ignored = self._ignored(paths)
+        return [None if path in ignored else self._replica.rehash([path])[0] for path in paths]
 
     def sparse(self, contents: Sequence[Content]) -> list[Content]:
         """See `Replica.sparse`."""
@@ -314,11 +333,18 @@ class ReadOnly:
 
     def read(self, digests: Sequence[Digest]) -> Iterator[list[Piece]]:
         """See `Replica.read`."""
-        return self._replica.read(digests)
+        for is_shown, some in itertools.groupby(digests, self._shown().shows):
+            if is_shown:
+                yield from self._replica.read(list(some))
+            else:
+                for digest in some:
+                    yield [_gone(digest)]
 
     def alike(self, likes: Sequence[Like]) -> list[list[Digest]]:
         """See `Replica.alike`."""
-        return self._replica.alike(likes)
+        shown = [self._shown().shows(like.content.digest) for like in likes]
+        found = iter(self._replica.alike(list(itertools.compress(likes, shown))))
+        return [next(found) if is_shown else [] for is_shown in shown]
 
     def sources(self, asks: Sequence[Ask]) -> list[list[Source]]:
         """Hold nothing: `prepare` lacked nothing."""
@@ -326,7 +352,13 @@ class ReadOnly:
 
     def differences(self, wants: Sequence[Want]) -> Iterator[list[Piece]]:
         """See `Replica.differences`."""
-        return self._replica.differences(wants)
+        shows = self._shown().shows
+        for is_shown, some in itertools.groupby(wants, lambda want: shows(want.content.digest)):
+            if is_shown:
+                yield from self._replica.differences(list(some))
+            else:
+                for want in some:
+                    yield [_gone(want.content.digest)]
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Refuse: `prepare` lacked nothing.
@@ -391,6 +423,10 @@ class ReadOnly:
     def close(self) -> None:
         """See `Replica.close`."""
         self._replica.close()
+
+
+def _gone(digest: Digest) -> Piece:
+    return Piece(digest, b"", More.GONE)
 
 
 def _reader(peer: ReplicaId) -> ReplicaId:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from p2psync import calls
 from p2psync.core.model import Entry, Problem, Transition
-from p2psync.core.replica import Identity, Mark, Name, Replica
+from p2psync.core.replica import Content, Identity, Like, Mark, More, Name, Replica, Want
 from p2psync.core.vector import ReplicaId, Stamp
 from p2psync.errors import Exit, Locked, NotAReplica, ReplicaError
 from p2psync.local import LocalReplica
@@ -503,6 +503,58 @@ def test_the_mark_of_a_reader_says_nothing_of_the_replica_it_claims_to_be(sides:
         assert peer.mark(identity.replica) != lie
         assert sync_open(home, peer).in_step
     assert (there / "f").read_bytes() == b"edited"
+
+
+@pytest.fixture
+def secretive(tmp_path: Path) -> Path:
+    """A replica with files that are ignored since they were synced, or were deleted, or edited."""
+    here, there = new_replica(tmp_path / "here"), new_replica(tmp_path / "there")
+    for name in ("secret", "gone", "f", "d/secret"):
+        write(there / name, f"{name} 1")
+    bring_in_step(here, there)
+    (here / "gone").unlink()
+    for name in ("secret", "f"):
+        write(here / name, f"{name} 2")
+    bring_in_step(here, there)
+    write(there / ".p2pignore", "secret\n")
+    return there
+
+
+@pytest.mark.parametrize("scans", [False, True])
+def test_a_reader_gets_nothing_that_is_ignored_by_now_or_was_deleted(secretive: Path, scans: bool) -> None:
+    hidden = [digest(text) for text in (b"secret 1", b"secret 2", b"gone 1", b"d/secret 1")]
+    shown = digest(b"f 2")
+    contents = [Content(one, 8) for one in hidden]
+    with reading(secretive) as peer:
+        if scans:
+            peer.scan(keep=True)
+        asked = [hidden[0], shown, *hidden[1:]]
+        pieces = [piece for batch in peer.read(asked) for piece in batch]
+        assert [(piece.digest, piece.data) for piece in pieces] == [
+            (one, b"f 2" if one == shown else b"") for one in asked
+        ]
+        wanted = peer.differences([Want(content, []) for content in contents])
+        assert [piece.more for batch in wanted for piece in batch] == [More.GONE] * 4
+        assert peer.texts([digest(b"f 1"), shown, *hidden]) == [b"f 1", b"f 2", *[None] * 4]
+        assert peer.rehash([b"secret", b"f", b"d/secret"]) == [None, shown, None]
+        assert peer.alike([Like(content, [shown]) for content in contents]) == [[]] * 4
+        assert [len(known) for known in peer.bases([b"secret", b"f", b"d/secret"])] == [0, 1, 0]
+        names = [Name(b"secret", False), Name(b"d/secret", False)]
+        assert peer.lookup(names).entries == [None, None]
+    with reading(secretive) as peer:
+        assert not {b"secret", b"d/secret"} & {change.path for batch in peer.changes(0) for change in batch}
+
+
+def test_a_reader_still_merges_a_text_that_both_have_edited(sides: tuple[Path, Path]) -> None:
+    here, there = sides
+    (there / "t").write_bytes(b"1\n2\n3\n4\n5\n")
+    with opened(here) as home, reading(there) as peer:
+        assert sync_open(home, peer).in_step
+    (here / "t").write_bytes(b"mine\n2\n3\n4\n5\n")
+    (there / "t").write_bytes(b"1\n2\n3\n4\ntheirs\n")
+    with opened(here) as home, reading(there) as peer:
+        sync_open(home, peer)
+    assert (here / "t").read_bytes() == b"mine\n2\n3\n4\ntheirs\n"
 
 
 def test_readers_cannot_have_very_much_remembered(sides: tuple[Path, Path]) -> None:
