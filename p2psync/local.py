@@ -384,7 +384,7 @@ class LocalReplica:
         known = Doubted(self._manifest) if doubt else self._manifest
         found = scan(self._root, known, stamp, exclude, note, part)
         if self._watcher:
-            self._watcher.scanned(found.ignores)
+            self._watcher.scanned(found.ignores, [problem.path for problem in found.problems])
         if anew:
             found.problems.append(Problem(SIDECAR, _ANEW))
         self._ignores = found.ignores

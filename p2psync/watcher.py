@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from p2psync.core.ignore import Ignore
@@ -56,6 +56,8 @@ class Watcher:
         self._taken = Settled({}, set())
         self._unwatched: set[bytes] = set()
         self._look_at_unwatched = 0.0
+        self._unread: dict[bytes, bool] = {}
+        """Where the last scan could not read something, and whether all below is to be looked at again."""
         self.warning = ""
         """What the user has to be told; empty: nothing."""
         self._events = None if poll else _events(self)
@@ -104,15 +106,26 @@ class Watcher:
             if self._events:
                 self._events.forget_paths()
             return Part(None, self._taken.busy, watch=self._watch)
-        folders = dict(self._taken.folders)
+        folders = self._unread | dict(self._taken.folders)
         if self._unwatched and now >= self._look_at_unwatched:
             self._look_at_unwatched = now + UNWATCHED_SECONDS
             folders |= dict.fromkeys(self._unwatched, True)
         return Part(folders, self._taken.busy, self._ignores, self._watch)
 
-    def scanned(self, ignores: Mapping[bytes, Ignore]) -> None:
-        """Take note of the rules in force in each directory that the scan has found."""
+    def scanned(self, ignores: Mapping[bytes, Ignore], unread: Iterable[bytes]) -> None:
+        """Take note of what the scan has found.
+
+        Args:
+            ignores: the rules in force in each directory.
+            unread: paths that could not be read: they are looked at again with whatever comes next.
+        """
         self._ignores = ignores
+        self._unread = {}
+        for path in unread:
+            if path in ignores:  # a directory that was known before
+                self._unread[path] = True
+            else:
+                self._unread.setdefault(split(path)[0], False)
         self._unwatched &= ignores.keys()
 
     def failed(self) -> None:

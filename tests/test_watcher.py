@@ -157,6 +157,39 @@ def test_a_scan_that_failed_is_made_again(replica: LocalReplica, watcher: Watche
     assert told(watcher, lambda part: False).folders is None
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda root: (root / "d" / "f").write_bytes(b"edit"), "p2psync.look._seen"),
+        (lambda root: (root / "d" / "new").write_bytes(b""), "p2psync.scan._children"),
+        (lambda root: make_tree(root, {b"new/f": b""}), "p2psync.scan._children"),
+    ],
+    ids=["file", "folder", "new folder"],
+)
+def test_what_could_not_be_read_is_looked_at_again_with_the_next_part(
+    root: Path,
+    replica: LocalReplica,
+    watcher: Watcher,
+    change: Callable[[Path], object],
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    change(root)
+    select.select([watcher.fileno()], [], [])
+    while watcher.due() > time.monotonic():
+        time.sleep(0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr(what, failing)
+        assert replica.scan(keep=True).problems
+    before = replica.newest()
+    assert replica.scan(keep=True).problems == []
+    assert replica.newest() > before
+    assert watcher.part(b"").folders == {}
+
+
 def test_without_watches_left_folders_are_looked_at_by_time_and_it_is_said_how_to_get_more(
     root: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
