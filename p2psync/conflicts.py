@@ -192,9 +192,16 @@ def settle(
         dry_run: only tell.
 
     Raises:
-        NoConflict: `merged` is wanted of what was not edited.
+        NoConflict: `merged` is wanted of what was not edited; or two choices are about one path.
         ReplicaError: it cannot be carried out.
     """
+    inner = {conflict.path: conflict for conflict, _ in choices}
+    for conflict, _ in choices:
+        if conflict.copy in inner:
+            raise NoConflict(
+                f"{shown(conflict.copy)}, which was set aside from {shown(conflict.path)}, has a version set"
+                f" aside itself: settle that first, by its copy {shown(inner[conflict.copy].copy)}"
+            )
     stamp = replica.stamp()
     steps: list[Transition] = []
     told: list[tuple[Open, str]] = []

@@ -255,6 +255,26 @@ def test_of_several_copies_one_is_kept(contested: tuple[Path, Path], tmp_path: P
     assert p2psync(here, "fsck").code == 0
 
 
+def test_a_copy_that_has_a_copy_itself_is_settled_after_that(contested: tuple[Path, Path]) -> None:
+    here, there = contested
+    with opened(here) as local:
+        (outer,) = open_conflicts(local)
+    for root in (here, there):
+        write(root / os.fsdecode(outer.copy), f"in {root.name}\n")
+    p2psync(here, "sync", there, code=1)
+    before = contents(here)
+    with opened(here) as local:
+        local.scan(True)
+        first, second = open_conflicts(local)
+        inner = second if first.copy == outer.copy else first
+    ran = p2psync(here, "resolve", "--all", "--keep", "ours", code=2)
+    assert "settle that first, by its copy" in ran.err and os.fsdecode(inner.copy) in ran.err
+    assert contents(here) == before
+    p2psync(here, "resolve", os.fsdecode(inner.copy), "--keep", "ours")
+    p2psync(here, "resolve", "--all", "--keep", "ours")
+    assert contents(here).keys() == {"d/f.txt"}
+
+
 def test_a_version_that_cannot_be_had_is_not_taken_for_kept(tmp_path: Path) -> None:
     here, there = pair(tmp_path, {"f": b"\0base"})
     write(here / "f", b"\0ours", mtime_ns=LONG_AGO_NS)
