@@ -84,7 +84,7 @@ from p2psync.core.replica import (
     Want,
 )
 from p2psync.core.vector import ReplicaId
-from p2psync.errors import Locked, P2PSyncError, PeerError, ProtocolError, Unreachable
+from p2psync.errors import Locked, PeerError, ProtocolError, Unreachable
 from p2psync.facts import Facts
 from p2psync.wire import Connection, check_entry, check_path, plain
 
@@ -148,6 +148,11 @@ class RemoteReplica:
     def traffic(self) -> tuple[int, int]:
         """Bytes sent to and received from the far end so far."""
         return self._connection.sent, self._connection.received
+
+    @property
+    def broke_off(self) -> bool:
+        """Did a call end in its midst? Then nothing more can be asked."""
+        return self._busy
 
     def close(self) -> None:
         """Have the far end unlock, and wait until it has; stop one that is in the middle of something."""
@@ -262,15 +267,11 @@ class RemoteReplica:
 
     @contextlib.contextmanager
     def _calling(self, call: AnyCall) -> Iterator[None]:
-        """A call is under way: who is interrupted in it can only hang up."""
+        """A call is under way: who is interrupted in it can only hang up; see `broke_off`."""
         self._busy = True
         self._connection.send(CALL, call)
         self._connection.flush()
-        try:
-            yield
-        except P2PSyncError as error:
-            self._busy = isinstance(error, PeerError)
-            raise
+        yield
         self._busy = False
 
     def _tell(self, batches: Iterable[object]) -> None:
@@ -297,6 +298,7 @@ class RemoteReplica:
                 return
             if tag == ERROR:
                 failure = self._connection.decode(message, Failure)
+                self._busy = False
                 raise FAILURES.get(failure.kind, PeerError)(plain(failure.message))
             if tag != VALUE:
                 raise ProtocolError(f"{self._connection.name} sent something else where an answer was due")

@@ -271,11 +271,14 @@ class Watch:
 
     def _lose(self, link: _Link, error: P2PSyncError | OSError) -> None:
         """A peer cannot be reached, or cannot go on: try again later."""
+        self._hang_up(link, error)
+        self._tell(Lost(link.peer.name, link.why, self._put_off(link)))
+
+    def _hang_up(self, link: _Link, error: P2PSyncError | OSError) -> None:
         if link.replica:
             link.replica.close()
             link.replica, link.since, link.in_step = None, int(time.time()), False
         link.why = str(error)
-        self._tell(Lost(link.peer.name, link.why, self._put_off(link)))
 
     def _put_off(self, link: _Link) -> float:
         link.failures += 1
@@ -346,6 +349,7 @@ class Watch:
                 if identity != link.identity:
                     home.met(identity, link.peer.address, link.replica.recalls)
                     link.identity = identity
+                    self._known.add(link.peer.address)
                 opened.append(
                     (link, Link(PeerRun(link.peer), link.replica, path=link.path, identity=identity))
                 )
@@ -377,8 +381,11 @@ class Watch:
         if link.in_step or left != link.left:  # else it was told before
             self._tell(Synced(one.run, retry))
         link.left = left
+        assert link.replica
+        if error and link.replica.broke_off:  # by an error here: there is nothing wrong with the peer
+            self._hang_up(link, error)
+            return
         try:
-            assert link.replica
             link.replica.let_go()
         except (P2PSyncError, OSError) as broken:
             self._lose(link, broken)

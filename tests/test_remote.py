@@ -395,6 +395,28 @@ def test_an_error_after_half_a_stream_is_raised_after_that_half(connect: Connect
         next(batches)
 
 
+def test_after_an_error_here_in_the_midst_of_a_call_nothing_more_can_be_asked(connect: Connect) -> None:
+    def failing() -> Iterator[list[Piece]]:
+        yield [Piece(digest(b"new"), b"new", More.LAST)]
+        raise ReplicaError("the disk here is full")
+
+    sending, receiving = connect(), connect()
+    with pytest.raises(ReplicaError):
+        sending.stage(failing())
+    next(receiving.read([digest(b"x" * 3_000_000), digest(b"one")]))
+    assert sending.broke_off and receiving.broke_off
+
+
+def test_after_an_error_there_it_has_said_all_that_it_had_to_say(connect: Connect) -> None:
+    def newest(self: Fake) -> int:
+        raise Locked("another run is at work")
+
+    remote = connect(newest=newest)
+    with pytest.raises(Locked):
+        remote.newest()
+    assert not remote.broke_off
+
+
 def test_a_full_disk_there_is_told_in_words(connect: Connect) -> None:
     def stage(self: Fake, batches: Iterable[list[Piece]]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,10 +30,10 @@ from p2psync.manager import Manager
 from p2psync.manifest import Manifest
 from p2psync.progress import Silent
 from p2psync.remote import RemoteReplica
-from p2psync.run import Options
-from p2psync.watch import Event, Settings, Watch
+from p2psync.run import Link, Options, PeerRun
+from p2psync.watch import Event, Settings, Synced, Warned, Watch
 from tests.sshd import Sshd
-from tests.support import contents_of, make_tree, new_replica, opened, snapshot, sync
+from tests.support import Quiet, contents_of, make_tree, new_replica, opened, snapshot, sync
 
 PATIENCE_SECONDS = 30.0
 P2PSYNC = [sys.executable, "-m", "p2psync"]
@@ -392,6 +393,38 @@ def test_a_far_end_whose_scan_takes_longer_than_is_waited_for_an_answer_is_not_l
     told = [event["event"] for event in watch.events()]
     assert "lost" not in told
     assert told.count("connected") == 1
+
+
+def test_a_peer_is_not_said_to_be_lost_where_an_error_here_ended_a_call_in_its_midst(tmp_path: Path) -> None:
+    events: list[Event] = []
+    peer = Peer("peer", str(tmp_path))
+    watch = Watch(b"", [peer], Options(), Settings(), events.append, Quiet(), Manager({}))
+    (link,) = watch._links
+    far = SimpleNamespace(broke_off=True, close=lambda: events.append(Warned("it was hung up")))
+    link.replica = far  # type: ignore[assignment]
+    watch._finish(link, Link(PeerRun(peer, error=NoRoom("there is no room here"))))
+    assert [type(event) for event in events] == [Synced, Warned]
+    assert link.replica is None and link.why == "there is no room here"
+
+
+def test_a_far_end_that_is_ended_says_nothing(pair: tuple[Path, Path]) -> None:
+    here, there = pair
+    command = [*P2PSYNC, "serve", "--beside", str(here), "--", str(there)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, stderr=pipe) as far:
+        assert far.stdout and far.stdout.read(1)  # it is there
+        far.terminate()
+        assert far.wait(PATIENCE_SECONDS) == 130
+        assert far.stderr and far.stderr.read() == b""
+
+
+def test_a_disk_that_was_first_met_by_this_watch_is_missed_when_it_is_gone(tmp_path: Path) -> None:
+    here, stick = new_replica(tmp_path / "here", {b"f": b"1"}), new_replica(tmp_path / "stick")
+    with watching(here, stick) as watch:
+        until(lambda: same(here, stick), watch.log.read_text)
+        (stick / ".p2psync").rename(tmp_path / "unmounted")
+        (here / "f").write_bytes(b"edit")
+        until(lambda: "is the disk mounted?" in watch.log.read_text(), watch.log.read_text)
 
 
 def test_modules_in_the_tree_are_not_ours(pair: tuple[Path, Path]) -> None:

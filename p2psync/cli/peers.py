@@ -229,4 +229,9 @@ def serve(
         if restrict_to is None:
             raise click.UsageError("Missing argument 'ROOT'.", context)
         root, create = restrict.request(os.environb.get(b"SSH_ORIGINAL_COMMAND", b""))
-    context.exit(serve_stdio(root, opener, create, lambda watcher: partial(opener, watcher=watcher)))
+    try:
+        context.exit(serve_stdio(root, opener, create, lambda watcher: partial(opener, watcher=watcher)))
+    except KeyboardInterrupt:
+        if beside is not None:  # who started us has ended us, and says why
+            os._exit(Exit.INTERRUPTED)
+        raise
