@@ -55,7 +55,7 @@ from p2psync.core.replica import (
     Want,
 )
 from p2psync.core.retention import Collected, Limits
-from p2psync.core.vector import MAX_AHEAD_SECONDS, NOTHING, ReplicaId, Stamp
+from p2psync.core.vector import MAX_AHEAD_SECONDS, ReplicaId, Stamp
 from p2psync.database import no_room
 from p2psync.disk import (
     OPEN_DIRECTORY,
@@ -910,7 +910,7 @@ _ANEW = (
 
 def _of_unknown_past(record: Record) -> Record:
     """What was found when nothing was known: nobody can tell which versions it follows."""
-    entry = msgspec.structs.replace(record.row.entry, version=NOTHING, revision=0)
+    entry = msgspec.structs.replace(record.row.entry, revision=0)
     return record._replace(row=record.row._replace(entry=entry))
 
 

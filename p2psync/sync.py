@@ -29,7 +29,7 @@ from p2psync.core.model import (
     needs_content,
 )
 from p2psync.core.paths import IGNORE_FILE, split
-from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Text, reconcile
+from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Remembered, Text, reconcile
 from p2psync.core.replica import (
     MAX_PATHS,
     Ask,
@@ -314,7 +314,7 @@ class Session:
             paths = sorted(questions.bases)
             remembered = [replica.bases(paths) for replica in self._replicas]
             for path, ours_then, theirs_then in zip(paths, *remembered, strict=True):
-                facts.bases[path] = [*ours_then, *theirs_then]
+                facts.bases[path] = Remembered(ours_then, theirs_then)
         for path, question in questions.texts.items():
             merged = self._merge(path, question)
             facts.texts[path] = None

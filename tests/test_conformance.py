@@ -16,7 +16,7 @@ from p2psync.connect import connect_local, connect_ssh
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import PIECE_BYTES, Content, Identity, Mark, More, Name, Piece, Replica
-from p2psync.core.vector import NOTHING, ReplicaId
+from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica
 from p2psync.local import LocalReplica
 from p2psync.peer import Address
@@ -149,7 +149,7 @@ def test_a_manifest_of_nonsense_is_made_anew(root: Path, connect: Connect) -> No
         assert replica.identity.replica != before
         (problem,) = replica.scan(keep=True).problems
         assert "made anew" in problem.why
-        assert entries(replica)[b"f"].version == NOTHING
+        assert entries(replica)[b"f"].revision == 0
         assert replica.scan(keep=True).problems == []
     assert list((root / ".p2psync").glob("manifest.db.damaged-*"))
 

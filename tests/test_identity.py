@@ -355,6 +355,23 @@ def test_two_replicas_that_both_lost_their_manifests_adopt_what_is_the_same(tmp_
     assert len(snapshot(one)) == 4
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_edit_is_not_undone_by_old_contents_after_both_that_had_it_lost_their_manifests(
+    tmp_path: Path, first: int
+) -> None:
+    one, two, behind = (new_replica(tmp_path / name) for name in ("one", "two", "behind"))
+    make_tree(one, {b"f": b"old"})
+    settle(one, two, behind)
+    write(os.fsencode(one / "f"), b"edited")
+    lose(one)
+    lose(two)
+    sync(one, two)
+    sync(behind, (one, two)[first])
+    settle(one, two, behind)
+    assert (behind / "f").read_bytes() == b"edited"
+    assert contents_of([behind]) == {b"old", b"edited"}
+
+
 def test_a_re_creation_of_what_was_deleted_is_not_undone_by_a_lost_manifest_elsewhere(tmp_path: Path) -> None:
     one, two, three = (new_replica(tmp_path / name) for name in ("one", "two", "three"))
     make_tree(one, {b"f": b"1"})

@@ -38,6 +38,13 @@ class Pair(NamedTuple):
     theirs: Entry | None
 
 
+class Remembered(NamedTuple):
+    """The earlier versions of one path that each side remembers: what it has now follows all of them."""
+
+    ours: Sequence[Entry] = ()
+    theirs: Sequence[Entry] = ()
+
+
 class Text(NamedTuple):
     """A merged text."""
 
@@ -66,8 +73,8 @@ class Facts:
     """All that reconcile may look at."""
 
     pairs: dict[bytes, Pair]
-    bases: dict[bytes, Sequence[Entry]] = field(default_factory=dict)
-    """Earlier versions of contested paths that either side remembers."""
+    bases: dict[bytes, Remembered] = field(default_factory=dict)
+    """Earlier versions of contested paths."""
     texts: dict[bytes, Text | None] = field(default_factory=dict)
     """Merges tried for contested paths; None: did not merge."""
     contests: Mapping[bytes, Contest] = field(default_factory=dict)
@@ -165,13 +172,13 @@ class _Judge:
             return Verdict(known) if known else None
         if ours.same_content(theirs):
             return Verdict(_join(ours, theirs))
-        if not (ours.version and theirs.version):
-            return self._recognise(ours, theirs)
         if ours.version != theirs.version:  # equal versions of unlike contents break I1: a conflict
-            if ours.version <= theirs.version:
+            if _has_seen(theirs, ours):
                 return self._follow(theirs, ours, by_us=False)
-            if theirs.version <= ours.version:
+            if _has_seen(ours, theirs):
                 return self._follow(ours, theirs, by_us=True)
+        if not (ours.revision and theirs.revision):
+            return self._recognise(ours, theirs)
         return self._dispute(ours, theirs)
 
     def mirror(self, pair: Pair) -> Verdict | None:
@@ -201,13 +208,17 @@ class _Judge:
 
     def _recognise(self, ours: Entry, theirs: Entry) -> Verdict:
         """Judge a version without a past, of a manifest made anew: has the other side had it before?"""
-        unknown, known = (theirs, ours) if ours.version else (ours, theirs)
+        remembered = self._remembered()
+        ours_old = not ours.revision and _had_before(theirs, remembered.theirs, ours, remembered)
+        theirs_old = not theirs.revision and _had_before(ours, remembered.ours, theirs, remembered)
+        if ours_old != theirs_old:
+            return Verdict(theirs if ours_old else ours)
+        return self._dispute(ours, theirs)
+
+    def _remembered(self) -> Remembered:
         if self.path not in self.facts.bases:
             self.questions.bases.add(self.path)
-        bases = self.facts.bases.get(self.path, ())
-        if any(base.same_content(unknown) and base.version <= known.version for base in bases):
-            return Verdict(known)
-        return self._dispute(ours, theirs)
+        return self.facts.bases.get(self.path, Remembered())
 
     def _dispute(self, ours: Entry, theirs: Entry) -> Verdict:
         if not (ours.alive and theirs.alive):
@@ -217,13 +228,12 @@ class _Judge:
         if ours.kind is not theirs.kind and Kind.DIRECTORY in (ours.kind, theirs.kind):
             directory, leaf = (ours, theirs) if ours.kind is Kind.DIRECTORY else (theirs, ours)
             return self._decide(ours, theirs, directory, (leaf,), Resolution.SET_ASIDE)
-        if self.path not in self.facts.bases:
-            self.questions.bases.add(self.path)
-        bases = self.facts.bases.get(self.path, ())
-        ours_old, theirs_old = _is_echo(ours, theirs, bases), _is_echo(theirs, ours, bases)
+        remembered = self._remembered()
+        known = [*remembered.ours, *remembered.theirs]
+        ours_old, theirs_old = _is_echo(ours, theirs, known), _is_echo(theirs, ours, known)
         if ours_old != theirs_old:
             return self._decide(ours, theirs, theirs if ours_old else ours)
-        return self._meet(ours, theirs, newest_base(bases, ours, theirs))
+        return self._meet(ours, theirs, newest_base(remembered, ours, theirs))
 
     def _meet(self, ours: Entry, theirs: Entry, base: Entry | None) -> Verdict:
         prefer = self.prefer
@@ -279,15 +289,42 @@ def _is_echo(version: Entry, other: Entry, known: Sequence[Entry]) -> bool:
     )
 
 
-def newest_base(candidates: Sequence[Entry], ours: Entry, theirs: Entry) -> Entry | None:
-    """Return the newest of `candidates` that both versions have seen; None if it is of another kind.
+def newest_base(remembered: Remembered, ours: Entry, theirs: Entry) -> Entry | None:
+    """Return the newest version that both have seen, of those remembered; None if it is of another kind.
 
     What was there before a deletion that both have seen is no base: who wrote it again has not undone an
     edit, but made a file.
     """
-    common = [base for base in candidates if base.version <= ours.version and base.version <= theirs.version]
+    common = [
+        base
+        for base in (*remembered.ours, *remembered.theirs)
+        if _follows(ours, remembered.ours, base) and _follows(theirs, remembered.theirs, base)
+    ]
     newest = max(common, key=_weight, default=None)
     return newest if newest is not None and newest.kind is ours.kind is theirs.kind else None
+
+
+def _had_before(present: Entry, before: Sequence[Entry], version: Entry, remembered: Remembered) -> bool:
+    """Does a side's version follow one with the contents of `version`?"""
+    return any(
+        base.same_content(version) and _follows(present, before, base)
+        for base in (*remembered.ours, *remembered.theirs)
+    )
+
+
+def _follows(present: Entry, before: Sequence[Entry], base: Entry) -> bool:
+    """Does a side's version follow a base?
+
+    One without a past may have had another version before: so a side that has or had its contents follows it.
+    """
+    if _has_seen(present, base):
+        return True
+    return not base.revision and any(base.same_content(entry) for entry in (present, *before))
+
+
+def _has_seen(newer: Entry, older: Entry) -> bool:
+    """Has a version seen another? The empty one, of older releases, may be of the latest edit."""
+    return bool(older.version) and older.version <= newer.version
 
 
 def _rank(ours: Entry, theirs: Entry, prefer: Prefer) -> tuple[Entry, Entry]:
@@ -316,9 +353,13 @@ def _newest(entry: Entry) -> tuple[int, int, Digest, int, int, bytes]:
 def _join(ours: Entry, theirs: Entry) -> Entry:
     if ours == theirs:
         return ours
+    if bool(ours.revision) != bool(theirs.revision):  # one has a past: no other side has to hear of this
+        version = ours.version if ours.revision else theirs.version
+    else:
+        version = ours.version | theirs.version
     return replace(
         ours,
-        version=ours.version | theirs.version,
+        version=version,
         revision=max(ours.revision, theirs.revision),
         mtime_ns=max(ours.mtime_ns, theirs.mtime_ns),
     )

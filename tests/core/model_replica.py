@@ -14,7 +14,7 @@ from p2psync.core.merge import merge
 from p2psync.core.model import NO_DIGEST, Digest, Entry, Kind, Prefer, Transition
 from p2psync.core.order import in_order
 from p2psync.core.paths import ancestors
-from p2psync.core.reconcile import Facts, Pair, Plan, Text, reconcile
+from p2psync.core.reconcile import Facts, Pair, Plan, Remembered, Text, reconcile
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp
 
 CONTENTS: dict[Digest, bytes] = {NO_DIGEST: b""}
@@ -45,6 +45,12 @@ class ModelReplica:
     tree: dict[bytes, Entry] = field(default_factory=dict)
     manifest: dict[bytes, Entry] = field(default_factory=dict)
     remembered: dict[bytes, list[Entry]] = field(default_factory=dict)
+    anew: bool = False
+    """Was the manifest lost, and the tree not scanned since?"""
+
+    def lose_manifest(self, ident: ReplicaId) -> None:
+        """As one that is damaged or removed: whoever makes it anew is another replica."""
+        self.ident, self.manifest, self.remembered, self.anew = ident, {}, {}, True
 
     def tick(self) -> Stamp:
         return Stamp(self.ident, next(self.clock))
@@ -55,13 +61,15 @@ class ModelReplica:
             known = self.manifest.get(path)
             seen = self.tree.get(path)
             if seen is not None:
-                self.record(path, observe(known, seen, stamp))
+                entry = observe(known, seen, stamp)
+                self.record(path, replace(entry, revision=0) if self.anew else entry)
             elif known is not None:
                 self.record(path, vanish(known, stamp))
+        self.anew = False
 
     def record(self, path: bytes, entry: Entry) -> None:
         known = self.manifest.get(path)
-        if known is not None and known != entry:
+        if known is not None and known.version != entry.version:
             self.remembered.setdefault(path, []).append(known)
         self.manifest[path] = entry
 
@@ -114,7 +122,7 @@ def sync(
         for path in plan.questions.pairs:
             facts.pairs[path] = Pair(None, None)
         for path in plan.questions.bases:
-            facts.bases[path] = [*ours.remembered.get(path, ()), *theirs.remembered.get(path, ())]
+            facts.bases[path] = Remembered(*(side.remembered.get(path, ()) for side in (ours, theirs)))
         for path, question in plan.questions.texts.items():
             merged = merge(*(CONTENTS[digest] for digest in question))
             facts.texts[path] = None if merged is None else Text(digest_of(merged), len(merged))

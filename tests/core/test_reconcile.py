@@ -7,8 +7,9 @@ conflict copy of f that holds b.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from p2psync.core.merge import MAX_TEXT, merge
 from p2psync.core.model import Entry, Kind, Prefer, Resolution
 from p2psync.core.order import in_order
 from p2psync.core.paths import ancestors, conflict_names
-from p2psync.core.reconcile import Contest, Facts, MergeQuestion, Pair, Plan, Text, reconcile
+from p2psync.core.reconcile import Contest, Facts, MergeQuestion, Pair, Plan, Remembered, Text, reconcile
 from p2psync.core.vector import ReplicaId, Stamp, Version
 
 from .model_replica import CONTENTS, digest_of
@@ -85,7 +86,7 @@ def scanned(known: Tree, seen: Tree, stamp: Stamp) -> Tree:
 
 def facts_of(ours: Tree, theirs: Tree, remembered: Mapping[bytes, Entry]) -> Facts:
     pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in sorted(ours.keys() | theirs.keys())}
-    return Facts(pairs, {path: [entry] for path, entry in remembered.items()})
+    return Facts(pairs, {path: Remembered([entry]) for path, entry in remembered.items()})
 
 
 def settle(facts: Facts, prefer: Prefer = Prefer.BOTH) -> Plan:
@@ -95,7 +96,7 @@ def settle(facts: Facts, prefer: Prefer = Prefer.BOTH) -> Plan:
         if not plan.questions:
             return plan
         facts.pairs.update(dict.fromkeys(plan.questions.pairs, NOBODY))
-        facts.bases.update(dict.fromkeys(plan.questions.bases, ()))
+        facts.bases.update(dict.fromkeys(plan.questions.bases, Remembered()))
         for path, question in plan.questions.texts.items():
             merged = merge(*(CONTENTS[digest] for digest in question))
             facts.texts[path] = Text(digest_of(merged), len(merged)) if merged is not None else None
@@ -104,7 +105,8 @@ def settle(facts: Facts, prefer: Prefer = Prefer.BOTH) -> Plan:
 
 def swapped(facts: Facts) -> Facts:
     pairs = {path: Pair(pair.theirs, pair.ours) for path, pair in facts.pairs.items()}
-    return Facts(pairs, facts.bases, facts.texts)
+    bases = {path: Remembered(past.theirs, past.ours) for path, past in facts.bases.items()}
+    return Facts(pairs, bases, facts.texts)
 
 
 def side(facts: Facts, number: int) -> Tree:
@@ -351,7 +353,7 @@ def copies(plan: Plan) -> set[bytes]:
 
 
 def pair_of(ours: Entry, theirs: Entry, *bases: Entry) -> Facts:
-    return Facts({b"f": Pair(ours, theirs)}, {b"f": bases})
+    return Facts({b"f": Pair(ours, theirs)}, {b"f": Remembered(bases)})
 
 
 def leaf(token: str, version: dict[ReplicaId, int], revision: int = 1) -> Entry:
@@ -601,7 +603,7 @@ def test_bases_are_asked_for_only_where_they_can_help() -> None:
     assert asked == {"f/": set(), "f=c": set()}
     facts = Facts({b"f": Pair(leaf("f=b", {ONE: 2}), leaf("f=c", {OTHER: 2}))})
     assert reconcile(facts, DECISION).questions.bases == {b"f"}
-    facts.bases[b"f"] = ()
+    facts.bases[b"f"] = Remembered()
     assert reconcile(facts, DECISION).questions.bases == set()
 
 
@@ -697,7 +699,7 @@ def worlds(draw: st.DrawFn) -> Facts:
     for _ in range(ROUNDS):
         questions = reconcile(facts, DECISION).questions
         for path in sorted(questions.bases):
-            facts.bases[path] = draw(BASES)
+            facts.bases[path] = Remembered(draw(BASES), draw(BASES))
         for path, question in questions.texts.items():
             merged = b"".join(sorted(question[1:])) if draw(st.booleans()) else None
             facts.texts[path] = None if merged is None else Text(digest_of(merged), len(merged))
@@ -773,7 +775,7 @@ def test_no_version_that_loses_a_conflict_is_lost(facts: Facts) -> None:
             superseded = other is not None and entry.version <= other.version != entry.version
             unedited = any(
                 entry.same_bytes(base) and other and base.version <= other.version
-                for base in facts.bases.get(path, ())
+                for base in itertools.chain(*facts.bases.get(path, ()))
             )
             assert (
                 superseded
@@ -849,23 +851,74 @@ def test_who_lost_sets_nothing_aside_unless_he_saves_other_contents(
 # -- a manifest made anew
 
 
-@pytest.mark.parametrize("anew", ["here", "there"])
+UNKNOWN = pytest.mark.parametrize("found", [{OTHER: 5}, {}], ids=["marked", "empty"])
+"""The version of what has no past, of this release and of older ones."""
+EITHER_WAY = pytest.mark.parametrize("turn", [lambda facts: facts, swapped], ids=["here", "there"])
+
+
+def both(
+    ours: Entry, theirs: Entry, before: Sequence[Entry] = (), theirs_before: Sequence[Entry] = ()
+) -> Facts:
+    return Facts({b"f": Pair(ours, theirs)}, {b"f": Remembered(before, theirs_before)})
+
+
+@UNKNOWN
+@EITHER_WAY
 @pytest.mark.parametrize(
     ("base", "is_conflict"),
     [
         (leaf("f=a", {PARENT: 1}), False),
         (leaf("f=z", {PARENT: 1}), True),
         (leaf("f=a", {PARENT: 1, OTHER: 1}), True),
+        (leaf("f=a", {PARENT: 7}, 0), False),
     ],
-    ids=["had before", "other contents", "of another past"],
+    ids=["had before", "other contents", "of another past", "had before, of no known past either"],
 )
 def test_without_a_past_only_what_the_known_version_has_seen_is_an_old_version(
-    base: Entry, is_conflict: bool, anew: str
+    base: Entry, is_conflict: bool, found: dict[ReplicaId, int], turn: Callable[[Facts], Facts]
 ) -> None:
-    unknown, known = leaf("f=a", {}), leaf("f=b", {PARENT: 1, ONE: 2})
-    ours, theirs = (unknown, known) if anew == "here" else (known, unknown)
-    plan = settle(pair_of(ours, theirs, base))
-    assert told(plan) == ("f set-aside" if is_conflict else "")
+    unknown, known = leaf("f=a", found, 0), leaf("f=b", {PARENT: 1, ONE: 2})
+    assert told(settle(turn(both(unknown, known, (), [base])))) == ("f set-aside" if is_conflict else "")
+
+
+@UNKNOWN
+@EITHER_WAY
+def test_what_only_the_side_without_a_past_remembers_is_no_old_version_of_the_other(
+    found: dict[ReplicaId, int], turn: Callable[[Facts], Facts]
+) -> None:
+    unknown, known = leaf("f=a", found, 0), leaf("f=b", {PARENT: 1, ONE: 2})
+    assert told(settle(turn(both(unknown, known, [unknown])))) == "f set-aside"
+
+
+@UNKNOWN
+@EITHER_WAY
+def test_an_edit_whose_past_was_lost_is_no_base_for_who_never_had_it(
+    found: dict[ReplicaId, int], turn: Callable[[Facts], Facts]
+) -> None:
+    edit, decided = leaf("f=b", found, 0), leaf("f=b", {**found, ONE: 7})
+    old = leaf("f=a", {PARENT: 1})
+    assert outcome(turn(both(decided, old, [edit]))) == shown(tree("f=b ~f=a"))
+
+
+@UNKNOWN
+@EITHER_WAY
+@pytest.mark.parametrize("now", ["f=1,2,3,4", "f=1,2,3,8"])
+def test_contents_that_both_have_or_had_are_a_base_though_one_has_lost_its_past(
+    now: str, found: dict[ReplicaId, int], turn: Callable[[Facts], Facts]
+) -> None:
+    base, edited = leaf("f=1,2,3,4", found, 0), leaf("f=9,2,3,4@99", {**found, ONE: 7})
+    there = leaf("f=1,2,3,4", {PARENT: 1})
+    before = [] if now == "f=1,2,3,4" else [there]
+    other = there if not before else leaf(now, {PARENT: 2})
+    (final,) = outcome(turn(both(edited, other, [base], before))).values()
+    assert CONTENTS[final.digest] == b"9\n2\n3\n" + now[-1:].encode() + b"\n"
+
+
+@UNKNOWN
+def test_what_has_no_past_takes_on_that_of_the_same_contents(found: dict[ReplicaId, int]) -> None:
+    unknown, known = leaf("f=a", found, 0), leaf("f=a", {PARENT: 1}, 4)
+    plan = settle(both(unknown, known))
+    assert ([step.wanted for step in plan.ours], plan.theirs) == ([known], [])
 
 
 # -- a mirror
@@ -892,7 +945,7 @@ def test_an_earlier_version_that_the_other_side_took_for_an_edit_is_no_conflict(
 ) -> None:
     past = [replace(ELSEWHERE, version=COMMON), replace(EARLIER, version=MARKED[0])]
     present = replace(LATER, version=MARKED[1], revision=3)
-    plan = settle(turn(Facts({b"f": Pair(present, FOUND)}, {b"f": past})))
+    plan = settle(turn(Facts({b"f": Pair(present, FOUND)}, {b"f": Remembered(past)})))
     assert plan.conflicts == []
     assert plan.decided
     for (step,) in (plan.ours, plan.theirs):
@@ -903,5 +956,5 @@ def test_an_earlier_version_that_the_other_side_took_for_an_edit_is_no_conflict(
 
 def test_contents_that_only_the_same_side_had_before_are_an_edit() -> None:
     past = [replace(EARLIER, version=COMMON | Version({OTHER: 1}))]
-    plan = settle(Facts({b"f": Pair(replace(LATER, version=MARKED[1]), FOUND)}, {b"f": past}))
+    plan = settle(Facts({b"f": Pair(replace(LATER, version=MARKED[1]), FOUND)}, {b"f": Remembered((), past)}))
     assert [conflict.path for conflict in plan.conflicts] == [b"f"]
