@@ -223,12 +223,14 @@ class AppendOnly(LocalReplica):
 
     _refused: Sequence[bytes] = ()
 
-    def prepare(self, transitions: Sequence[Transition], own: bool = False) -> list[Content]:
+    def prepare(
+        self, transitions: Sequence[Transition], sparse: Sequence[Content] = (), own: bool = False
+    ) -> list[Content]:
         """Take note of what is to be refused, and prepare the rest; see `Replica.prepare`."""
         refused = {step.path for step in transitions if not _follows(step)}
         refused |= {step.path for step in transitions if not refused.isdisjoint(step.after)}
         self._refused = sorted(refused)
-        return super().prepare([step for step in transitions if step.path not in refused], own)
+        return super().prepare([step for step in transitions if step.path not in refused], sparse, own)
 
     def apply(self, kind: str = "sync", about: str = "") -> Iterator[Applied]:
         """Tell of what is refused, and carry out the rest; see `Replica.apply`."""
@@ -242,10 +244,11 @@ class AppendOnly(LocalReplica):
 def _follows(step: Transition) -> bool:
     """Does what is wanted follow what is there, or is it the same?
 
-    A version of as many replicas as one may have has forgotten some: nobody can tell then.
+    A version of as many replicas as one may have has forgotten some, and what a manifest that was made anew
+    has found has a past that is not known: nobody can tell then.
     """
     before, wanted = step.expected, step.wanted
-    if before is None or len(wanted.version) == MAX_REPLICAS:
+    if before is None or not before.revision or len(wanted.version) == MAX_REPLICAS:
         return True
     return before.version <= wanted.version and (
         before.version != wanted.version or before.same_content(wanted)

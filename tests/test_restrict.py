@@ -569,7 +569,7 @@ def test_readers_cannot_have_very_much_remembered(sides: tuple[Path, Path]) -> N
         readers = [record for record in replica.peers() if record.replica < 0]
         assert len(readers) == READERS
         assert max(len(record.name) for record in readers) <= 256
-        assert len(replica.manifest.replicas.pending()) == READERS
+        assert replica.manifest.replicas.pending() == set()  # nothing is kept for readers
         assert len(replica.peers()) == READERS + 1  # the one that was synced through another key
 
 
@@ -676,6 +676,20 @@ def test_a_version_that_comes_again_with_other_bytes_does_not_take_the_place_of_
             assert carry_out(replica, [Transition(b"thesis", expected, wanted)], b"%d" % number) == (1, [])
         expected = wanted
     assert original_is_known(root, original)
+
+
+def test_what_a_manifest_made_anew_has_found_can_be_replaced_through_an_append_only_key(
+    thesis: tuple[Path, Entry],
+) -> None:
+    root, _ = thesis
+    (root / ".p2psync" / "manifest.db").unlink()
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        (found,) = replica.lookup([Name(b"thesis", False)]).entries
+    assert found is not None
+    with through(Key(append_only=True), root) as peer:
+        step = Transition(b"thesis", found, file(b"what it was", seen=version(9)))
+        assert carry_out(peer, [step], b"what it was") == (1, [])
 
 
 @pytest.mark.parametrize(("key", "known"), [(Key(), False), (Key(append_only=True), True)])
