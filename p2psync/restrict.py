@@ -323,7 +323,8 @@ class ReadOnly:
 
     def sparse(self, contents: Sequence[Content]) -> list[Content]:
         """See `Replica.sparse`."""
-        return self._replica.sparse(contents)
+        shows = self._shown().shows
+        return self._replica.sparse([content for content in contents if shows(content.digest)])
 
     def prepare(self, transitions: Sequence[Transition], sparse: Sequence[Content] = ()) -> list[Content]:
         """Take note of what is to be refused."""

@@ -537,6 +537,7 @@ def test_a_reader_gets_nothing_that_is_ignored_by_now_or_was_deleted(secretive: 
         assert [piece.more for batch in wanted for piece in batch] == [More.GONE] * 4
         assert peer.texts([digest(b"f 1"), shown, *hidden]) == [b"f 1", b"f 2", *[None] * 4]
         assert peer.rehash([b"secret", b"f", b"d/secret"]) == [None, shown, None]
+        assert peer.sparse([Content(one, 100) for one in asked]) == [Content(shown, 3)]
         assert peer.alike([Like(content, [shown]) for content in contents]) == [[]] * 4
         assert [len(known) for known in peer.bases([b"secret", b"f", b"d/secret"])] == [0, 1, 0]
         names = [Name(b"secret", False), Name(b"d/secret", False)]
