@@ -147,7 +147,7 @@ class Contents:
     def in_history(self, digest: Digest) -> Iterator[int | None]:
         """Open what the history has with this digest, or None."""
         for shelf in self._shelves(digest):
-            with _opened_shelf(shelf) as fd:
+            with _opened(functools.partial(open_file, shelf.name, shelf.directory)) as fd:
                 if fd is not None and _is_all(fd, digest):
                     yield fd
                     return
@@ -164,19 +164,10 @@ class Contents:
         return [run.run for run in self.unrecorded()]
 
 
-@contextlib.contextmanager
-def file_at(path: bytes, root: Root) -> Iterator[int | None]:
+def file_at(path: bytes, root: Root) -> contextlib.AbstractContextManager[int | None]:
     """Open the file at a path, or None."""
     folder, name = split(path)
-    try:
-        fd = open_file(name, root.directory(folder))
-    except OSError:
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return _opened(lambda: open_file(name, root.directory(folder)))
 
 
 def written(fd: int) -> tuple[int, int]:
@@ -186,10 +177,10 @@ def written(fd: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _opened_shelf(shelf: Shelf) -> Iterator[int | None]:
-    """Open a file of the history, or None if it is none."""
+def _opened(opening: Callable[[], int]) -> Iterator[int | None]:
+    """Give the descriptor of a file while it is open, or None if there is no such file."""
     try:
-        fd = open_file(shelf.name, shelf.directory)
+        fd = opening()
     except OSError:
         yield None
         return

@@ -712,10 +712,8 @@ class LocalReplica:
         self._stage.give_up()
         self._manifest.roll_back()
         if given_up.run:  # it will not be acknowledged
-            with (
-                contextlib.suppress(ReplicaError),
-                self._manifest.transaction(),
-            ):  # a name is worth no failure
+            # A name is worth no failure.
+            with contextlib.suppress(ReplicaError), self._manifest.transaction():
                 self._manifest.past.name_run(given_up.run, peer)
         return given_up.is_applying
 
