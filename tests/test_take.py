@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,23 +96,30 @@ def test_thousands_of_files_are_taken_by_two_processes_and_kept_for_merges(
     assert replica.texts([wanted[path].digest for path in tree]) == texts
 
 
-def test_what_a_second_process_wrote_and_died_before_it_told_is_written_again(
-    tmp_path: Path, replica: LocalReplica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tree: Tree = {b"d/f%d" % number: b"text %d" % number for number in range(2000)}
-    make_tree(tmp_path / "other", tree)
-    mine, do, died = os.getpid(), _Taker.do, tmp_path / "died"
+def die_after(patch: pytest.MonkeyPatch, place: Path, deed: Callable[[_Taker, int, int], object]) -> None:
+    """Have the second process die after a deed, before it tells; this one begins when it has."""
+    mine, do, died = os.getpid(), _Taker.do, place / "died"
 
-    def die(self: _Taker, first: int, end: int) -> object:
+    def doing(self: _Taker, first: int, end: int) -> object:
         if os.getpid() == mine:
             wait_for(died.exists, "the second process does nothing")
             return do(self, first, end)
-        do(self, first, end)
+        deed(self, first, end)
         died.touch()
         os._exit(1)
 
-    monkeypatch.setattr(_Taker, "do", die)
-    assert take(replica, files(tree)) == []
+    patch.setattr(_Taker, "do", doing)
+
+
+MANY: Tree = {b"d/f%d" % number: b"text %d" % number for number in range(2000)}
+
+
+def test_what_a_second_process_wrote_and_died_before_it_told_is_written_again(
+    tmp_path: Path, replica: LocalReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(tmp_path / "other", MANY)
+    die_after(monkeypatch, tmp_path, _Taker.do)
+    assert take(replica, files(MANY)) == []
     assert not [problem for applied in replica.apply() for problem in applied.problems]
     assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
 
@@ -120,22 +127,15 @@ def test_what_a_second_process_wrote_and_died_before_it_told_is_written_again(
 def test_a_part_that_a_second_process_left_of_what_is_there_no_more_does_not_come_with_its_folder(
     tmp_path: Path, replica: LocalReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree: Tree = {b"d/f%d" % number: b"text %d" % number for number in range(2000)}
-    make_tree(tmp_path / "other", tree)
-    mine, do, died = os.getpid(), _Taker.do, tmp_path / "died"
+    make_tree(tmp_path / "other", MANY)
 
-    def die(self: _Taker, first: int, end: int) -> object:
-        if os.getpid() == mine:
-            wait_for(died.exists, "the second process does nothing")
-            return do(self, first, end)
-        path = os.fsdecode(self._files[first][0])
-        make_tree(tmp_path / "replica/.p2psync/stage", {os.fsencode(path): b"te"})
-        (tmp_path / "other" / path).unlink()
-        died.touch()
-        os._exit(1)
+    def leave_a_part(taker: _Taker, first: int, end: int) -> None:
+        path, _ = taker._files[first]
+        make_tree(tmp_path / "replica/.p2psync/stage", {path: b"te"})
+        (tmp_path / "other" / os.fsdecode(path)).unlink()
 
-    monkeypatch.setattr(_Taker, "do", die)
-    assert len(take(replica, files(tree))) == 1
+    die_after(monkeypatch, tmp_path, leave_a_part)
+    assert len(take(replica, files(MANY))) == 1
     assert len([problem for applied in replica.apply() for problem in applied.problems]) == 1
     assert snapshot(tmp_path / "replica") == snapshot(tmp_path / "other")
 
