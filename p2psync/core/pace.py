@@ -103,8 +103,10 @@ _WAITING = 0.6
 """Who spends such a part of the time writing waits for the line."""
 _SLOW, _VERY_SLOW = 16e6, 3e6
 """Bytes a second. Then STRONG, which packs 60-120 MB/s, or BEST, 25-80, still keep up, and send less."""
-_TIMES_FASTER = 6.0
-"""A line so much faster than the compressor is better used plain, or nearly so."""
+_FASTER = 1.5
+"""A line so much faster than the compressor waits for it: then it has to be quick."""
+_MUCH_FASTER = 6.0
+"""And one so much faster is better used plain."""
 _PAUSE_STRETCHES = 16
 """How long to do without before it is tried again."""
 
@@ -133,10 +135,11 @@ class Pacer:
             return
         # As a quotient: how much sooner the line would take all of it plain than it is packed.
         sooner, base = spent.packing * spent.sent, spent.writing * spent.plain
-        if self.effort > Effort.NORMAL or sooner > _TIMES_FASTER * base:
+        faster = _FASTER if self.effort > Effort.QUICK else _MUCH_FASTER
+        if self.effort > Effort.NORMAL or sooner > faster * base:
             self.effort = Effort(self.effort - 1)
             self._pause = _PAUSE_STRETCHES
-        elif sooner < _TIMES_FASTER / 2 * base:
+        elif sooner < _FASTER / 2 * base:
             self.effort = Effort.NORMAL
 
 

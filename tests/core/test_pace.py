@@ -103,7 +103,8 @@ def line(rate: float, packing_rate: float, ratio: float = 0.4) -> Spent:
         (1e6, 150e6, Effort.BEST),  # DSL
         (11e6, 150e6, Effort.STRONG),  # 100 Mbit/s
         (110e6, 150e6, Effort.NORMAL),  # 1 Gbit/s
-        (400e6, 150e6, Effort.NORMAL),  # this machine
+        (400e6, 150e6, Effort.QUICK),  # this machine
+        (200e6, 150e6, Effort.NORMAL),  # it hardly waits
         (3000e6, 100e6, Effort.QUICK),  # what hardly any compressor keeps up with
     ],
 )
@@ -117,10 +118,19 @@ def test_the_effort_follows_the_line(rate: float, packing_rate: float, effort: E
 def test_a_line_that_gets_faster_is_noticed() -> None:
     pacer = Pacer()
     efforts = []
-    for rate, packing_rate in ((1e6, 150e6), (400e6, 30e6), (400e6, 70e6), (400e6, 150e6)):
+    for rate, packing_rate in ((1e6, 150e6), (400e6, 30e6), (400e6, 70e6), (200e6, 150e6)):
         pacer.learn(line(rate, packing_rate))
         efforts.append(pacer.effort)
     assert efforts == [Effort.BEST, Effort.STRONG, Effort.NORMAL, Effort.NORMAL]
+
+
+def test_what_is_quick_stays_until_the_line_is_the_slower() -> None:
+    pacer = Pacer()
+    efforts = []
+    for rate, packing_rate in ((400e6, 150e6), (200e6, 200e6), (140e6, 200e6)):
+        pacer.learn(line(rate, packing_rate))
+        efforts.append(pacer.effort)
+    assert efforts == [Effort.QUICK, Effort.QUICK, Effort.NORMAL]
 
 
 def test_where_even_the_quickest_is_too_slow_it_is_done_without_for_a_while() -> None:
