@@ -917,6 +917,28 @@ def _shows(record: Record) -> bool:
     return action_of(Transition(record.path, record.replaces, record.row.entry)) is not Action.NOTHING
 
 
+def open_replica(
+    root: bytes, create: bool, neighbour: bytes | None = None, watcher: Watcher | None = None
+) -> LocalReplica:
+    """Open a replica for a peer; with `create`, make it one first if it is none.
+
+    Args:
+        root: of the replica.
+        create: make it one.
+        neighbour: the root of the other side, if that is on this machine.
+        watcher: knows where something happened since the last scan.
+
+    Raises:
+        ReplicaError: it cannot be opened.
+        Locked: another run has it.
+    """
+    if create:
+        init(root)
+    replica = LocalReplica(root, watcher=watcher)
+    replica.neighbour = neighbour
+    return replica
+
+
 def _settled(transitions: Iterable[Transition], failed: Container[bytes]) -> list[tuple[bytes, str, bytes]]:
     """Return the conflicts that were settled: path, resolution and copy."""
     return [

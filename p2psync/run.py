@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from p2psync import ssh
 from p2psync.config import Peer
@@ -25,13 +24,10 @@ from p2psync.core.vector import ReplicaId
 from p2psync.drivers import Drivers
 from p2psync.errors import Exit, GuardTripped, Locked, NotAReplica, P2PSyncError, PeerError, ReplicaError
 from p2psync.facts import Facts
-from p2psync.local import LocalReplica, init
+from p2psync.local import LocalReplica, open_replica
 from p2psync.peer import Address, parse_address
 from p2psync.remote import RemoteReplica
 from p2psync.sync import Progress, Result, Session
-
-if TYPE_CHECKING:
-    from p2psync.watcher import Watcher
 
 RETRY_SECONDS = (0.05, 0.5)
 """Between two tries for a lock, at random: two runs that got in each other's way must not meet again."""
@@ -378,28 +374,6 @@ def _rate(send: Callable[[], None]) -> float:
         spent += _timed(send)
         count += 1
     return count * _BLOCK / spent
-
-
-def open_replica(
-    root: bytes, create: bool, neighbour: bytes | None = None, watcher: Watcher | None = None
-) -> LocalReplica:
-    """Open a replica for a peer; with `create`, make it one first if it is none.
-
-    Args:
-        root: of the replica.
-        create: make it one.
-        neighbour: the root of the other side, if that is on this machine.
-        watcher: knows where something happened since the last scan.
-
-    Raises:
-        ReplicaError: it cannot be opened.
-        Locked: another run has it.
-    """
-    if create:
-        init(root)
-    replica = LocalReplica(root, watcher=watcher)
-    replica.neighbour = neighbour
-    return replica
 
 
 def _check_apart(path: bytes, root: bytes, address: Address) -> None:

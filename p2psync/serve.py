@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, assert_never
 
 import msgspec
@@ -370,11 +371,18 @@ def _transitions(connection: Connection) -> Iterator[Transition]:
             yield transition
 
 
-def serve_stdio(root: bytes, opener: Opener, create: bool, watched: Watched | None = None) -> errors.Exit:
-    """Serve on stdin and stdout, as ssh starts us; nothing else may write to stdout any more."""
+def serve_stdio(root: bytes, opener: Callable[..., Replica], create: bool) -> errors.Exit:
+    """Serve on stdin and stdout, as ssh starts us; nothing else may write to stdout any more.
+
+    Args:
+        root: of the replica.
+        opener: opens it, and takes a `watcher`.
+        create: make it one first if it is none.
+    """
     source, target = os.dup(0), os.dup(1)
     os.dup2(2, 1)
-    return serve_alone(Connection(source, target, "the peer"), root, opener, create, watched)
+    connection = Connection(source, target, "the peer")
+    return serve_alone(connection, root, opener, create, lambda watcher: partial(opener, watcher=watcher))
 
 
 def _some_time() -> float:

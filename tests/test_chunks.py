@@ -30,10 +30,9 @@ from p2psync.core.replica import Ask, Content, Like, Piece, Source, Want
 from p2psync.core.retention import Limits
 from p2psync.disk import OPEN_DIRECTORY
 from p2psync.errors import PeerError
-from p2psync.local import LocalReplica
+from p2psync.local import LocalReplica, open_replica
 from p2psync.remote import RemoteReplica
 from p2psync.room import RESERVE_BYTES
-from p2psync.run import open_replica
 from p2psync.sender import Sender
 from p2psync.sync import Result
 from tests.support import (

@@ -605,6 +605,17 @@ def test_serve_is_told_of_in_one_line_when_its_root_is_no_replica(tmp_path: Path
     assert not (tmp_path / "none").exists()
 
 
+def test_as_ssh_starts_it_serve_is_the_same_without_the_parser_of_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "p2psync", "serve"]
+    loaded = []
+    for number, options in enumerate((["--create", "--"], ["--create"])):
+        root = tmp_path / str(number)
+        ran = subprocess.run([*command, *options, str(root)], input=b"", capture_output=True, check=False)
+        assert (ran.returncode, (root / ".p2psync").is_dir()) == (5, False), ran.stderr
+        loaded.append(b"click" in ran.stderr)
+    assert loaded == [False, True]
+
+
 def test_serve_ends_when_nobody_speaks_to_it(tmp_path: Path) -> None:
     here = replica(tmp_path / "here")
     p2psync(here, "serve", here, stdin=b"", code=None)

@@ -18,9 +18,8 @@ from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
 from p2psync.core.replica import PIECE_BYTES, Content, Identity, Mark, More, Name, Piece, Replica
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica
-from p2psync.local import LocalReplica
+from p2psync.local import LocalReplica, open_replica
 from p2psync.peer import Address
-from p2psync.run import open_replica
 from tests.sshd import Sshd
 from tests.support import (
     OLD_NS,

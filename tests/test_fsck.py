@@ -28,11 +28,10 @@ from p2psync.core.revert import Changed
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Exit, PeerError, ProtocolError, Unreachable
 from p2psync.fsck import Report, fsck
-from p2psync.local import LocalReplica
+from p2psync.local import LocalReplica, open_replica
 from p2psync.progress import Silent
 from p2psync.render_fsck import as_json, text
 from p2psync.restrict import Key
-from p2psync.run import open_replica
 from p2psync.undo import contents, restore, undo
 from tests.cli_support import fake_ssh, locked, p2psync
 from tests.support import (
@@ -935,7 +934,6 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run the command in this process."""
     monkeypatch.chdir(root)
     monkeypatch.setattr("sys.argv", ["p2psync", "fsck", *arguments])
-    monkeypatch.setattr("gc.disable", lambda: None)
     return main()
 
 

@@ -25,7 +25,7 @@ COMMANDS = " ".join(name for name in MODULES if name.startswith("cli.") and name
 
 MAY_USE = {  # besides the core, which all may use
     "__init__": "",
-    "__main__": "cli",
+    "__main__": "cli local serve",
     "errors": "",
     "disk": "",
     "bases": "disk",
@@ -93,7 +93,7 @@ MAY_USE = {  # besides the core, which all may use
     "config": "errors settings",
     "watchfile": "errors",
     "status": "config conflicts local watchfile",
-    "run": "config connect drivers errors facts local peer remote ssh sync watcher",
+    "run": "config connect drivers errors facts local peer remote ssh sync",
     "manager": "",
     "hooks": "",
     "service": "errors",

@@ -21,9 +21,8 @@ from p2psync.core.model import Action, Resolution, Transition
 from p2psync.core.replica import VERSIONS, Applied, Identity, Mark
 from p2psync.core.vector import ReplicaId
 from p2psync.errors import Locked, NotAReplica, ReplicaError
-from p2psync.local import LocalReplica, init
+from p2psync.local import LocalReplica, init, open_replica
 from p2psync.root import find_root
-from p2psync.run import open_replica
 from tests.support import (
     OLD_NS,
     carry_out,

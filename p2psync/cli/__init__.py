@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import io
 import os
-import sys
 
 import click
 
@@ -72,13 +69,6 @@ def main() -> int:
     Raises:
         BrokenPipeError: who was to read what it says has gone.
     """
-    gc.disable()  # a run makes many objects and hardly a cycle: looking for them cost a seventh of its time
-    # glibc gives what is freed back to the system, which takes long to give it again, until a block as large
-    # as this was freed once (the dynamic threshold of mallopt(3)): large files were cut at half the speed.
-    bytearray(16 << 20)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
         return int(cli.main(prog_name="p2psync", standalone_mode=False) or Exit.IN_STEP)
     except click.ClickException as error:

@@ -216,7 +216,7 @@ def serve(
     from functools import partial
 
     from p2psync import restrict
-    from p2psync.run import open_replica
+    from p2psync.local import open_replica
     from p2psync.serve import serve_stdio
 
     opener: Callable[..., Replica] = partial(open_replica, neighbour=beside)
@@ -230,7 +230,7 @@ def serve(
             raise click.UsageError("Missing argument 'ROOT'.", context)
         root, create = restrict.request(os.environb.get(b"SSH_ORIGINAL_COMMAND", b""))
     try:
-        context.exit(serve_stdio(root, opener, create, lambda watcher: partial(opener, watcher=watcher)))
+        context.exit(serve_stdio(root, opener, create))
     except KeyboardInterrupt:
         if beside is not None:  # who started us has ended us, and says why
             os._exit(Exit.INTERRUPTED)
