@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,6 +127,8 @@ def init(root: bytes, name: str | None = None) -> bool:
 
 
 def _default_name(root: bytes) -> str:
+    import socket  # costs milliseconds, and is rarely needed
+
     name = f"{socket.gethostname()}:{os.fsdecode(os.path.basename(os.path.realpath(root)))}"
     return name.encode("utf-8", "replace").decode()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -214,10 +213,12 @@ def read(file: str) -> dict[str, Any]:
         if stat.S_ISFIFO(os.stat(file).st_mode):
             raise SettingsError(f"cannot read {file}: it is a fifo, and who opens it waits for ever")
         with open(file, "rb") as source:
+            import tomllib  # costs milliseconds, and mostly there is no such file
+
             return tomllib.load(source)
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # of TOML, or of its letters
         raise SettingsError(f"cannot read {file}: {error}") from error
 
 

@@ -110,7 +110,7 @@ MAY_USE = {  # besides the core, which all may use
     "cli.sync": "cli.options errors progress render run settings ssh",
     "cli.history": "cli.options config errors fsck history local progress render_fsck render_log undo",
     "cli.watch": "cli.options config errors hooks manager progress render_watch run service settings watch",
-    "cli.__init__": f"__init__ {COMMANDS} errors",
+    "cli.__init__": "__init__ cli.options errors",
 }
 PURE = {
     *(

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 import click
 
 from p2psync import __version__
-from p2psync.cli.clone import clone
-from p2psync.cli.completion import completion
-from p2psync.cli.config import config
-from p2psync.cli.conflicts import conflicts, resolve
-from p2psync.cli.diff import diff
-from p2psync.cli.history import fsck, gc_command, log, restore, show, undo
 from p2psync.cli.options import EXIT_CODES, Commands, Directory, complain, exits
-from p2psync.cli.peers import init, peer, serve, status
-from p2psync.cli.rules import ignore, why
-from p2psync.cli.sync import sync
-from p2psync.cli.watch import service, watch
 from p2psync.errors import Exit, P2PSyncError
+
+SECTIONS = {
+    "Begin": {"init": "peers", "clone": "clone", "peer": "peers"},
+    "Keep in step": {"sync": "sync", "watch": "watch", "service": "watch", "status": "peers", "diff": "diff"},
+    "Settle": {"conflicts": "conflicts", "resolve": "conflicts"},
+    "Take back": dict.fromkeys(("log", "show", "restore", "undo", "gc", "fsck"), "history"),
+    "Set up": {
+        "ignore": "rules",
+        "why": "rules",
+        "config": "config",
+        "completion": "completion",
+        "serve": "peers",
+    },
+}
+"""All commands as the help has them, each with the module that it is in."""
+_MODULES = {name: module for members in SECTIONS.values() for name, module in members.items()}
+
+
+class _All(Commands):
+    """Loads a command when it is asked for: all of them take some milliseconds."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _MODULES and cmd_name not in self.commands:
+            self.add_command(getattr(import_module(f"p2psync.cli.{_MODULES[cmd_name]}"), cmd_name))
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(
-    cls=Commands,
+    cls=_All,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=exits(Exit.CONFLICTS, Exit.GUARD, Exit.UNREACHABLE, Exit.LOCKED, ok=EXIT_CODES[Exit.IN_STEP]),
 )
@@ -47,17 +66,7 @@ def cli(directory: bytes | None, color: str | None, debug: bool) -> None:
         os.chdir(directory)
 
 
-SECTIONS = {
-    "Begin": (init, clone, peer),
-    "Keep in step": (sync, watch, service, status, diff),
-    "Settle": (conflicts, resolve),
-    "Take back": (log, show, restore, undo, gc_command, fsck),
-    "Set up": (ignore, why, config, completion, serve),
-}
-for section, members in SECTIONS.items():
-    for member in members:
-        cli.add_command(member)
-        cli.sections[str(member.name)] = section
+cli.sections = {name: section for section, members in SECTIONS.items() for name in members}
 
 
 def main() -> int:

@@ -140,7 +140,7 @@ def undo(context: click.Context, run: str | None, dry_run: bool, as_json: bool) 
     context.exit(outcome.exit_code)
 
 
-@click.command("gc", epilog=exits(Exit.LOCKED))
+@click.command(epilog=exits(Exit.LOCKED))
 @click.option(
     "--days", type=Number(0), metavar="DAYS", help="Keep the history of so many days.  [default: 30]"
 )
@@ -151,7 +151,7 @@ def undo(context: click.Context, run: str | None, dry_run: bool, as_json: bool) 
     help="Keep at most that much of the disk.  [default: 10]",
 )
 @DRY_RUN
-def gc_command(days: float | None, percent: float | None, dry_run: bool) -> None:
+def gc(days: float | None, percent: float | None, dry_run: bool) -> None:
     """Remove history that is too old or too much; the latest run always stays.
 
     Every sync does this once a day, or when there is too much. The defaults are set in .p2psync/config.toml,

@@ -46,9 +46,9 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click has it."""
-        from p2psync.settings import nearest
-
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from p2psync.settings import nearest
+
             ctx.fail(f"there is no command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -276,6 +275,8 @@ def _read_plans(file: Any) -> dict[str, str]:  # noqa: ANN401 - a binary file
     Raises:
         UsageError: it is something else.
     """
+    import json
+
     try:
         return {str(peer["peer"]): str(peer["plan"]) for peer in json.load(file)["peers"] if peer["plan"]}
     except (ValueError, KeyError, TypeError) as error:
