@@ -65,9 +65,22 @@ class _Call(msgspec.Struct, frozen=True, tag=True, array_like=True):
     pass
 
 
+class RoomIfBlank(_Call, frozen=True):
+    pass
+
+
 class Scan(_Call, frozen=True):
     keep: bool
     doubt: bool = False
+    leave_large: bool = False
+
+
+class ReadUnread(_Call, frozen=True):
+    pass
+
+
+class PutBy(_Call, frozen=True):
+    size: Count
 
 
 class GetMark(_Call, frozen=True):
@@ -201,7 +214,10 @@ class Close(_Call, frozen=True):
 
 
 AnyCall = (
-    Scan
+    RoomIfBlank
+    | Scan
+    | ReadUnread
+    | PutBy
     | GetMark
     | Changes
     | Lookup

@@ -10,14 +10,14 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 
-from xxhash import xxh3_128_digest
-
 from p2psync.core.chunking import WORTH_BYTES
 from p2psync.core.model import Digest
+from p2psync.core.replica import place_of
 from p2psync.disk import Root, lstat, open_file, rename_new, size_below, sweep
 
 _FOLDER = b"partial"
 _BY_PATH = b".path"
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 KEEP_SECONDS = 14 * 86400
 """For how long something is kept after it was last wanted."""
 
@@ -29,6 +29,8 @@ class LeftOver:
         """Use the folder `partial` of the sidecar directory open as `sidecar`."""
         self._root = Root(os.dup(sidecar))
         self._is_closed = False
+        self._came: dict[tuple[int, int, int], Digest] = {}
+        """What was put by as it came, by inode, size and time."""
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -56,7 +58,42 @@ class LeftOver:
 
     def put_by(self, path: bytes, name: bytes, directory: int) -> None:
         """Take in from the stage what no run wants now, unless it is small or less than there is."""
-        self._keep(_at(path), name, directory)
+        self._keep(_at(place_of(path)), name, directory)
+
+    def write(self, place: Digest, fill: Callable[[int], Digest | None]) -> int:
+        """Put by what comes for a place before its digest is known; return how many bytes.
+
+        Args:
+            place: see `place_of`.
+            fill: writes it to an open file, and returns the digest, or None if it is not wanted.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_FOLDER, 0o700, dir_fd=self._root.fd)
+        parts, name = self._root.directory(_FOLDER), _at(place)
+        fd = os.open(name, _CREATE, 0o600, dir_fd=parts)
+        digest = None
+        try:
+            digest = fill(fd)
+            st = os.fstat(fd)
+        finally:
+            os.close(fd)
+            if digest is None:
+                os.unlink(name, dir_fd=parts)
+        if digest is None:
+            return 0
+        self._came[_known_by(st)] = digest
+        return st.st_size
+
+    def digest_of(self, name: bytes, directory: int) -> Digest | None:
+        """Return the digest of a file that was put by as it came, and that nobody has written to since."""
+        return self._came.get(_known_by(lstat(name, directory))) if self._came else None
+
+    def forget_digests(self) -> None:
+        """Forget what `digest_of` returns: what is wanted of it is in its place."""
+        self._came = {}
 
     def _keep(self, kept: bytes, name: bytes, directory: int) -> None:
         with contextlib.suppress(OSError):
@@ -84,7 +121,7 @@ class LeftOver:
         except OSError:
             return
         for path in paths if names else ():
-            if (kept := _at(path)) in names:
+            if (kept := _at(place_of(path))) in names:
                 with contextlib.suppress(OSError):
                     directory, name = place(path)
                     rename_new(kept, parts, name, directory)
@@ -118,5 +155,9 @@ def _of(digest: Digest) -> bytes:
     return digest.hex().encode()
 
 
-def _at(path: bytes) -> bytes:
-    return xxh3_128_digest(path).hex().encode() + _BY_PATH
+def _at(place: Digest) -> bytes:
+    return _of(place) + _BY_PATH
+
+
+def _known_by(st: os.stat_result) -> tuple[int, int, int]:
+    return st.st_ino, st.st_size, st.st_mtime_ns

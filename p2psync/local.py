@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,7 @@ from p2psync.replicas import PeerRecord
 from p2psync.reserve import Reserve, has_room
 from p2psync.room import Room
 from p2psync.root import find_root, is_sidecar
-from p2psync.scan import WHOLE, Doubted, Scan, scan
+from p2psync.scan import WHOLE, Doubted, Scan, first_seen, scan
 from p2psync.sender import Sender
 from p2psync.stage import Stage
 from p2psync.take import take
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 """Changes in a batch, outcomes between two reports of progress."""
+_SIDECAR = os.fsdecode(SIDECAR)
 SAVE_SECONDS = 10.0
 """After so much work what a scan has found is committed: no more is lost if it is interrupted."""
 
@@ -252,6 +253,8 @@ class LocalReplica:
         self._round = _Round(Foreseen(self._manifest))
         self._scanned: dict[bytes, Entry] = {}
         """What the last scan found changed, until it is asked for once, or something else has changed it."""
+        self._unread: list[tuple[bytes, int]] = []
+        """Large files that the last scan left to be read later, with their sizes in bytes."""
         self._taken_in = 0
         """Up to which sequence number the other side had taken in what is here, as it said last."""
         self._before_scan = 0
@@ -326,12 +329,18 @@ class LocalReplica:
         """Find out what changed on disk, and write nothing."""
         return scan(self._root, self._manifest, self._manifest.next_stamp(), self._exclude())
 
-    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
+    def room_if_blank(self) -> int:
+        """Return how much a replica takes in which there is nothing; see `Replica.room_if_blank`."""
+        if self.newest() or self._exclude() or self._stage.size() or os.listdir(self._root.fd) != [_SIDECAR]:
+            return 0
+        return self._room.free()
+
+    def scan(self, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
         if keep:
             self._must_be_writable()
         try:
-            return self._scan(keep, doubt)
+            return self._scan(keep, doubt, leave_large)
         except BaseException:
             self._manifest.roll_back()
             if self._watcher:
@@ -351,7 +360,7 @@ class LocalReplica:
                 " at it, and to compare with it (`p2psync diff`, `p2psync sync -n`), needs neither"
             )
 
-    def _scan(self, keep: bool, doubt: bool) -> Scanned:
+    def _scan(self, keep: bool, doubt: bool, leave_large: bool) -> Scanned:
         self._manifest.roll_back()  # of a dry run
         self._scanned, self._before_scan = {}, self.newest()
         stamp = self._manifest.next_stamp()
@@ -383,7 +392,7 @@ class LocalReplica:
         exclude = self._exclude()
         part = self._watcher.part(exclude) if self._watcher else WHOLE
         known = Doubted(self._manifest) if doubt else self._manifest
-        found = scan(self._root, known, stamp, exclude, note, part)
+        found = scan(self._root, known, stamp, exclude, note, part, leave_large and keep and not anew)
         if self._watcher:
             self._watcher.scanned(found.ignores, [problem.path for problem in found.problems])
         if anew:
@@ -398,7 +407,37 @@ class LocalReplica:
         elif begun or anew or found.touches_manifest or found.mounts != self._manifest.mounts():
             with self._manifest.transaction(begun):
                 told = self._note(found)
-        return Scanned(found.problems, told, found.rules, sorted(found.mounts))
+        self._unread = found.unread
+        unread = sum(size for _, size in found.unread)
+        return Scanned(found.problems, told, found.rules, sorted(found.mounts), unread)
+
+    def read_unread(self) -> Generator[list[Piece], None, None]:
+        """Yield the large files that the scan left; see `Replica.read_unread`."""
+        unread, self._unread = self._unread, []
+        stamp = self._manifest.next_stamp()
+        found: list[Record] = []
+        due = time.monotonic() + SAVE_SECONDS
+
+        def save() -> None:
+            nonlocal found
+            records, found = found, []
+            with self._manifest.transaction():
+                self._manifest.use(stamp)
+                self._scan_seq = self._manifest.next_seq()
+                self._manifest.record_under(self._scan_seq, records)
+            self._scanned.update({record.path: record.row.entry for record in records})
+
+        try:
+            for batch in self._sender.unread(
+                unread, self._root, lambda path, seen: found.append(first_seen(path, seen, stamp))
+            ):
+                yield batch
+                if found and time.monotonic() >= due:
+                    save()
+                    due = time.monotonic() + SAVE_SECONDS
+        finally:
+            if found:
+                save()
 
     def _save(self, found: Scan, is_first: bool) -> None:
         """Write what makes it safe to end the scan here.
@@ -600,6 +639,10 @@ class LocalReplica:
         """Return what is held that contents may be made of; see `Replica.sources`."""
         with self._staging():
             return self._held.sources(asks)
+
+    def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
+        """Take in large files before it is known what they are; see `Replica.put_by`."""
+        self._stage.put_by(batches, min(size, self.room_if_blank()))
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""

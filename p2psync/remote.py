@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -41,10 +41,13 @@ from p2psync.calls import (
     News,
     Open,
     Prepare,
+    PutBy,
     Read,
+    ReadUnread,
     Recalls,
     Rehash,
     Remint,
+    RoomIfBlank,
     Scan,
     Sources,
     Sparse,
@@ -261,7 +264,7 @@ class RemoteReplica:
         with self._calling(call):
             return self._answer(kind)
 
-    def _stream(self, call: AnyCall, kind: type[_T]) -> Iterator[_T]:
+    def _stream(self, call: AnyCall, kind: type[_T]) -> Generator[_T, None, None]:
         with self._calling(call):
             yield from self._answers(kind)
 
@@ -306,10 +309,24 @@ class RemoteReplica:
 
     # -- the Replica protocol
 
-    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
+    def room_if_blank(self) -> int:
+        """See `Replica.room_if_blank`."""
+        return self._ask(RoomIfBlank(), Count)
+
+    def scan(self, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         """See `Replica.scan`."""
-        scanned = self._ask(Scan(keep, doubt), Scanned)
+        scanned = self._ask(Scan(keep, doubt, leave_large), Scanned)
         return msgspec.structs.replace(scanned, problems=plain_problems(scanned.problems))
+
+    def read_unread(self) -> Generator[list[Piece], None, None]:
+        """See `Replica.read_unread`."""
+        return self._stream(ReadUnread(), AnyPieces)
+
+    def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
+        """See `Replica.put_by`."""
+        with self._calling(PutBy(size)):
+            self._tell(batches)
+            self._answer(type(None))
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """See `Replica.mark`."""

@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -277,11 +277,23 @@ class ReadOnly:
         """See `Replica.identity`."""
         return self._replica.identity
 
-    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
+    def room_if_blank(self) -> int:
+        """Take nothing."""
+        return 0
+
+    def scan(self, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         """See `Replica.scan`."""
-        scanned = self._replica.scan(keep, doubt)
+        scanned = self._replica.scan(keep, doubt, leave_large)
         self._is_scanned = True
         return scanned
+
+    def read_unread(self) -> Generator[list[Piece], None, None]:
+        """See `Replica.read_unread`: what is ignored was not left."""
+        return self._replica.read_unread()
+
+    def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
+        """Refuse, as `stage` does; raises as that."""
+        raise ReplicaError(READ_ONLY)
 
     def _shown(self) -> LocalReplica:
         """Return the replica once the ignore rules are known: before a scan nothing would be ignored."""

@@ -85,9 +85,7 @@ class Room:
         waiting = {step.path: few_files for step in coming[max(0, left) :]}
         if waiting:
             coming = [step for step in coming if step.path not in waiting]
-        disk = os.fstatvfs(self._root.fd)
-        stays = self._reserve.lent + min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
-        room = max(0, disk.f_bavail * disk.f_frsize - stays)
+        room, stays = self._free()
         if not coming or sum(step.wanted.size + ENTRY_BYTES for step in coming) <= room:
             return Weighed(False, waiting, set(), stays)
         sizes, unsure = self._at_least(coming, dict(sparse), neighbour or self._path)
@@ -114,6 +112,16 @@ class Room:
             for path in large
         }
         return Weighed(needed > room, waiting | refused, unsure - large, stays)
+
+    def free(self) -> int:
+        """Return how many bytes may come."""
+        return self._free()[0]
+
+    def _free(self) -> tuple[int, int]:
+        """Return how many bytes may come, and how many have to stay free."""
+        disk = os.fstatvfs(self._root.fd)
+        stays = self._reserve.lent + min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
+        return max(0, disk.f_bavail * disk.f_frsize - stays), stays
 
     def _at_least(
         self, coming: Iterable[Transition], sparse: Mapping[Digest, int], other: bytes

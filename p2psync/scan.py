@@ -23,6 +23,7 @@ from xxhash import xxh3_128_digest
 
 from p2psync.core.detect import observe, vanish
 from p2psync.core.ignore import Ignore
+from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Entry, Kind, Problem, Record, Row
 from p2psync.core.paths import IGNORE_FILE, MAX_PATH, SIDECAR, ancestors, is_reserved, is_within, join, split
 from p2psync.core.vector import Stamp
@@ -96,6 +97,8 @@ class Scan:
     """Fingerprint of all rules; empty: there are none."""
     mounts: set[bytes] = field(default_factory=set)
     """Directories on which something is mounted, or should be."""
+    unread: list[tuple[bytes, int]] = field(default_factory=list)
+    """Large files never met before that were left to be read later, with their sizes in bytes."""
 
     @property
     def touches_manifest(self) -> bool:
@@ -146,6 +149,7 @@ def scan(
     exclude: bytes,
     note: Callable[[Scan], None] | None = None,
     part: Part = WHOLE,
+    leave_large: bool = False,
 ) -> Scan:
     """Walk the tree, or the part of it in which something happened.
 
@@ -157,8 +161,14 @@ def scan(
         note: is told what was found, when all rows are compared, and as files are read; it may take `changes`
             and `vouched` away. Fingerprints hold only when all is found.
         part: what to look at.
+        leave_large: leave large files that are new to be read later.
     """
-    return _Scanner(root, known, stamp, exclude, note, part).run()
+    return _Scanner(root, known, stamp, exclude, note, part, leave_large).run()
+
+
+def first_seen(path: bytes, seen: Seen, stamp: Stamp) -> Record:
+    """Return what is to be recorded of a file that was left unread, and is read now."""
+    return Record(path, Row(observe(None, seen.entry(), stamp), seen.stat, seen.racy))
 
 
 class _Scanner:
@@ -170,9 +180,11 @@ class _Scanner:
         exclude: bytes,
         note: Callable[[Scan], None] | None,
         part: Part,
+        leave_large: bool,
     ) -> None:
         self._root = root
         self._part = part
+        self._leave_large = leave_large
         self._note = note
         self._leaves: list[_Leaf] = []
         self._known = known
@@ -331,6 +343,10 @@ class _Scanner:
                 trusted = False
             elif row and _vouched(row, kind, st):
                 self._reveal_above(child)
+            elif self._leave_large and row is None and kind is Kind.FILE and st.st_size > MAX_TEXT:
+                self._reveal_above(child)
+                self._found.unread.append((child, st.st_size))
+                trusted = False
             else:
                 self._leaves.append(_Leaf(child, row, st.st_size))
             if row and row.entry.kind is Kind.DIRECTORY and kind is not Kind.DIRECTORY:

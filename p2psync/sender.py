@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import collections
 import os
+import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from p2psync.chunks import ChunkLists, Cutter, cut_file
 from p2psync.contents import Contents, written
 from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
 from p2psync.core.model import Digest
-from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, More, Piece, Source, Want
+from p2psync.core.paths import split
+from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, More, Piece, Source, Want, place_of
+from p2psync.disk import Root, open_file, stat_of
+from p2psync.look import Seen, seen_file
 from p2psync.manifest import Manifest
 
 
@@ -46,6 +50,51 @@ class Sender:
                 if cutter:
                     collections.deque(cutter.end(), maxlen=0)
                     self._lists.learn(digest, unit_of(size), cutter)
+
+    def unread(
+        self, files: Iterable[tuple[bytes, int]], root: Root, note: Callable[[bytes, Seen], None]
+    ) -> Iterator[list[Piece]]:
+        """Yield large files that nobody has read yet; see `Replica.read_unread`.
+
+        Args:
+            files: their paths, and their sizes in bytes as they were seen.
+            root: what they are below.
+            note: is told what one is, just before its last piece goes.
+        """
+        return _batches(piece for path, size in files for piece in self._unread(path, size, root, note))
+
+    def _unread(
+        self, path: bytes, size: int, root: Root, note: Callable[[bytes, Seen], None]
+    ) -> Iterator[Piece]:
+        place, now_ns = place_of(path), time.time_ns()
+        folder, name = split(path)
+        try:
+            fd = open_file(name, root.directory(folder))
+        except OSError:
+            yield Piece(place, b"", More.GONE)
+            return
+        try:
+            before, left, cutter = stat_of(os.fstat(fd)), size, Cutter(unit_of(size))
+            while before.size == size:
+                data = os.read(fd, min(left, PIECE_BYTES))
+                after = os.fstat(fd)
+                left -= len(data)
+                if not data or stat_of(after) != before:
+                    break
+                collections.deque(cutter.feed(data), maxlen=0)
+                if not left:
+                    collections.deque(cutter.end(), maxlen=0)
+                    digest, chunks = cutter.result()
+                    self._lists.put(digest, unit_of(size), chunks)
+                    note(path, seen_file(digest, after, now_ns))
+                    yield Piece(place, data, More.LAST)
+                    return
+                yield Piece(place, data, More.MORE)
+        except OSError:  # cannot be read: the next scan will tell
+            pass
+        finally:
+            os.close(fd)
+        yield Piece(place, b"", More.GONE)
 
     def _opened(self, digest: Digest, first: bytes | None = None) -> AbstractContextManager[int | None]:
         """Open contents that are to be sent: what was written to would be sent for nothing, at every sync."""

@@ -39,10 +39,13 @@ from p2psync.calls import (
     News,
     Open,
     Prepare,
+    PutBy,
     Read,
+    ReadUnread,
     Recalls,
     Rehash,
     Remint,
+    RoomIfBlank,
     Scan,
     Sources,
     Sparse,
@@ -289,8 +292,15 @@ def _reply(connection: Connection, answers: Iterable[object]) -> None:
 
 def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Iterable[object]:
     match call:
-        case Scan(keep, doubt):
-            return [in_one(replica.scan(keep, doubt))]
+        case RoomIfBlank():
+            return [replica.room_if_blank()]
+        case Scan(keep, doubt, leave_large):
+            return [in_one(replica.scan(keep, doubt, leave_large))]
+        case ReadUnread():
+            return replica.read_unread()
+        case PutBy(size):
+            replica.put_by(_incoming(connection, AnyPieces), size)
+            return [None]
         case GetMark(peer):
             return [replica.mark(peer)]
         case Changes(since):

@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 
@@ -48,6 +49,11 @@ Blocks = Iterator[bytes | Span]
 """Contents of a file, one after the other: bytes, or where they are."""
 
 Held = Callable[[Digest, int, int, int], Span | None]
+
+
+def _hold_nothing(digest: Digest, source: int, offset: int, size: int) -> None:
+    return None
+
 
 _BEHIND_BYTES = 16 << 20
 """So many bytes of a large file are given to the disk at once, while more of it come."""
@@ -113,6 +119,7 @@ class Stage:
         if tight:
             self.left_over.give_way()
         sweep(self._root, b"", self._adopt)
+        self.left_over.forget_digests()
         for path, entry in self._wanted.items():
             try:
                 self._prepare(path, entry, waiting)
@@ -152,7 +159,7 @@ class Stage:
         self,
         batches: Iterable[list[Piece]],
         keep: Callable[[Digest, bytes], None],
-        held: Held = lambda *place: None,
+        held: Held = _hold_nothing,
     ) -> None:
         """Take in contents as they arrive.
 
@@ -174,6 +181,17 @@ class Stage:
                 self.fill(piece.digest, _whole(piece, pieces, held))
             elif self.put(piece.digest, piece.data):
                 keep(piece.digest, piece.data)
+
+    def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
+        """Take in contents of large files before it is known what they are; see `Replica.put_by`."""
+        pieces = (piece for batch in batches for piece in batch)
+        for piece in pieces:
+            if piece.more is not More.MORE:  # large files come in parts
+                continue
+            blocks = _whole(piece, pieces, _hold_nothing)
+            with contextlib.suppress(OSError):  # it will be staged as all else is, or tell why not
+                size -= self.left_over.write(piece.digest, partial(_write_blocks, blocks=blocks, most=size))
+            collections.deque(blocks, maxlen=0)
 
     def copy(
         self, digest: Digest, source: int, keep: Callable[[Digest, bytes], None] = lambda digest, data: None
@@ -459,7 +477,8 @@ class Stage:
         if entry is None or entry.kind is not Kind.FILE:
             return self._put_by(path, name, directory)
         try:
-            if hash_file(name, directory)[0] != entry.digest:
+            digest = self.left_over.digest_of(name, directory) or hash_file(name, directory)[0]
+            if digest != entry.digest:
                 self.left_over.keep(entry.digest, name, directory)
                 return False
             fd = open_file(name, directory)
@@ -524,7 +543,7 @@ def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | 
     try:
         fd = _create(name, directory)
         try:
-            if _write_blocks(fd, blocks, entry):
+            if _write_blocks(fd, blocks, entry.size) == entry.digest:
                 return _dress(fd, entry)
         except OSError:
             os.unlink(name, dir_fd=directory)
@@ -537,28 +556,27 @@ def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | 
         os.close(directory)
 
 
-def _write_blocks(fd: int, blocks: Blocks, entry: Entry) -> bool:
-    """Write the contents of a file; False if they are not what was wanted."""
-    state, left, copied, begun = xxh3_128(), entry.size, False, 0
+def _write_blocks(fd: int, blocks: Blocks, most: int) -> Digest | None:
+    """Write the contents of a file; return their digest, None if they are more than `most` bytes."""
+    state, at, copied, begun = xxh3_128(), 0, False, 0
     for block in blocks:
-        left -= block.size if isinstance(block, Span) else len(block)
-        if left < 0:  # a peer must not fill the disk with what was announced as small
-            return False
+        at += block.size if isinstance(block, Span) else len(block)
+        if at > most:  # a peer must not fill the disk with what was announced as small
+            return None
         if isinstance(block, Span):
             copied = True
             copy_span(block, fd)
         else:
             state.update(block)
             write_sparse(fd, block)
-            at = entry.size - left
             if at - begun >= _BEHIND_BYTES:
                 begin_to_write(fd, begun, at - begun)
                 begun = at
-    os.ftruncate(fd, entry.size - left)  # it may end with a hole
+    os.ftruncate(fd, at)  # it may end with a hole
     if not copied:
-        return state.digest() == entry.digest
+        return Digest(state.digest())
     os.lseek(fd, 0, os.SEEK_SET)
-    return digest_of(fd) == entry.digest
+    return digest_of(fd)
 
 
 def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat:

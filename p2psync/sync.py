@@ -6,12 +6,14 @@ knows. Each step is written once and done for both sides, at the same time where
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from msgspec.structs import replace
 from xxhash import xxh3_128_digest
 
 from p2psync.core.choose import EVERYTHING, SPARSE_BYTES, Filter, Mode, choose
@@ -152,24 +154,55 @@ class Session:
         self._driver_problems: list[Problem] = []
         self._replicas: tuple[Replica, Replica] = (home, peer)
         self._progress = progress
+        self._transferred = 0
+        """Bytes of contents that went from one side to the other, in this round."""
+        self._handed_over = 0.0
+        """Seconds that this took before the round began."""
         if home.identity.replica == peer.identity.replica:
             # Both are open, so one is a copy of the other.
             peer.remint(home.identity.replica, _newest_common(home, peer))
 
-    def scan(self, keep: bool, home_scanned: Scanned | None = None, doubt: bool = False) -> None:
+    def scan(
+        self, keep: bool, home_scanned: Scanned | None = None, doubt: bool = False, all_new: bool = False
+    ) -> None:
         """Find out what changed on both sides.
+
+        Where the other side is empty, the large files of one are hashed as they are read for it.
 
         Args:
             keep: False for a dry run: nothing is written anywhere.
             home_scanned: what is known of the home side already, from the session with another peer.
             doubt: read every file.
+            all_new: all that is new on one side is wanted on the other.
         """
         self._progress.begin("scanning")
+        home, peer = self._replicas
+        rooms = [0, 0]
+        if all_new and keep and self._home.mark(peer.identity.replica) is None:
+            rooms = [one.room_if_blank() for one in self._replicas]
         if home_scanned is None:
-            both = _on_both(self._replicas, lambda side: side.scan(keep, doubt))
+            sides = ((home, rooms[1]), (peer, rooms[0]))
+            both = _on_both(sides, lambda side: side[0].scan(keep, doubt, side[1] > 0))
             self.home_scanned, self._peer_scanned = both
         else:
-            self.home_scanned, self._peer_scanned = home_scanned, self._replicas[1].scan(keep, doubt)
+            self.home_scanned, self._peer_scanned = home_scanned, peer.scan(keep, doubt, rooms[0] > 0)
+        self.home_scanned = self._hand_over(home, peer, self.home_scanned, rooms[1])
+        self._peer_scanned = self._hand_over(peer, home, self._peer_scanned, rooms[0])
+
+    def _hand_over(self, side: Replica, other: Replica, scanned: Scanned, room: int) -> Scanned:
+        """Hand over the files that a scan left unread, if there is room; return what the scan found then."""
+        if not scanned.unread:
+            return scanned
+        if scanned.unread <= room:
+            started = time.monotonic()
+            self._progress.begin("copying", 0, scanned.unread)
+            ends: set[More] = set()
+            with contextlib.closing(side.read_unread()) as read:
+                other.put_by(self._watched(_noting(read, ends), {}), scanned.unread)
+            self._handed_over += time.monotonic() - started
+            if More.GONE not in ends:
+                return replace(scanned, unread=0)
+        return side.scan(True)
 
     def round(
         self,
@@ -217,14 +250,14 @@ class Session:
                 raise GuardTripped(result.refusal)
             if plan.decided:
                 self._home.use_stamp(stamp)
-            self._transferred = 0
             lacking = [_prepare(*both) for both in (sides, sides[::-1])]
             for side, other, missing in zip(sides, sides[::-1], lacking, strict=True):
                 self._stage(side, other, missing, texts)
-            result.transferred = self._transferred
+            result.transferred, self._transferred = self._transferred, 0
             self._apply(sides)
             self._acknowledge(home, peer, {*plan.left, *left_out})
-        result.seconds = time.monotonic() - started
+        result.seconds = time.monotonic() - started + self._handed_over
+        self._handed_over = 0.0
         return result
 
     def differing(self) -> dict[bytes, Pair]:
@@ -442,6 +475,13 @@ class Session:
             if len(pending) > MAX_PATHS or sum(map(len, pending)) > LEFT_BYTES:
                 mark = Mark(other.identity.epoch, 0, b"", pending[:1])
             side.replica.acknowledge(other.identity, mark)
+
+
+def _noting(batches: Iterable[list[Piece]], met: set[More]) -> Iterator[list[Piece]]:
+    """Pass pieces on, and note how they end."""
+    for batch in batches:
+        met.update(piece.more for piece in batch)
+        yield batch
 
 
 def _usual_merge(path: bytes, base: bytes, ours: bytes, theirs: bytes) -> bytes | None:

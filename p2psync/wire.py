@@ -22,7 +22,7 @@ from p2psync.core.vector import MAX_AHEAD_SECONDS, Version
 from p2psync.errors import PeerError, ProtocolError
 from p2psync.stream import Stream
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Both sides must speak the same one."""
 MAX_FRAME = 16 * 1024 * 1024
 

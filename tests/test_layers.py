@@ -39,7 +39,7 @@ MAY_USE = {  # besides the core, which all may use
     "contents": "bases disk history manifest",
     "chunks": "disk",
     "held": "chunks contents disk",
-    "sender": "chunks contents manifest",
+    "sender": "chunks contents disk look manifest",
     "alike": "chunks contents manifest",
     "collect": "bases chunks contents disk errors history leftover manifest past",
     "undo": "disk errors local manifest past",

@@ -42,9 +42,9 @@ for file in ROOT.iterdir():
     data, version = file.read_bytes(), struct.pack(">QQ", ME, TICK)
     entries[file.name.encode()] = [1, version, 1, digest(data), len(data), 0o644, 10**18, b""]
 
-target.write(struct.pack(">8sHB", b"p2psync\0", 8, 0))
+target.write(struct.pack(">8sHB", b"p2psync\0", 9, 0))
 magic, protocol, options = struct.unpack(">8sHB", source.read(11))
-assert (magic, protocol, options) == (b"p2psync\0", 8, 0)
+assert (magic, protocol, options) == (b"p2psync\0", 9, 0)
 send(b"V", [ME, "far", 1])
 send(b"E")
 target.flush()
@@ -56,6 +56,8 @@ while True:
         break
     elif name == "Scan":
         answers = [[[], [], b"", []]]
+    elif name == "RoomIfBlank":
+        answers = [0]
     elif name == "GetMark":
         answers = [None]
     elif name == "GetPoint":

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,18 @@ class Fake:
         self.tree = dict(TREE)
         self.prepared: Sequence[Transition] = ()
 
-    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
+    def scan(self, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         return SCANNED if keep else REPLACE(SCANNED, problems=[])
+
+    def room_if_blank(self) -> int:
+        return 1 << 40
+
+    def read_unread(self) -> Generator[list[Piece], None, None]:
+        for digest, data in self.held.items():
+            yield [Piece(digest, data, More.LAST)]
+
+    def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
+        self.stage([piece for piece in batch if len(piece.data) < size] for batch in batches)
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         return self.marks.get(peer)
@@ -337,7 +347,7 @@ def test_trees_whose_paths_fill_many_frames_travel(connect: Connect) -> None:
 def test_of_very_many_problems_the_first_are_told_and_the_others_counted(connect: Connect) -> None:
     many = [Problem(b"%d" % number + b"n" * 100, "unreadable") for number in range(200_000)]
 
-    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         return Scanned(many, [problem.path for problem in many], b"")
 
     scanned = connect(scan=scan).scan(True)
@@ -372,7 +382,7 @@ FAILURES = [ReplicaError, NotAReplica, Locked, PeerError, ProtocolError]
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_an_error_there_is_the_same_error_here(connect: Connect, kind: type[P2PSyncError]) -> None:
-    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         raise kind("what to do next")
 
     def opener(root: bytes, create: bool) -> Fake:
@@ -437,7 +447,7 @@ def test_a_bug_there_is_an_error_and_no_traceback(
 
 
 def test_an_error_from_there_cannot_write_to_the_terminal(connect: Connect) -> None:
-    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         if keep:
             raise ReplicaError("\x1b]0;pwned\x07" + "x" * 100_000)
         return REPLACE(SCANNED, problems=[Problem(b"a", "\x1b[2J")])
@@ -450,7 +460,7 @@ def test_an_error_from_there_cannot_write_to_the_terminal(connect: Connect) -> N
 
 
 def test_a_far_end_that_is_killed_is_unreachable(connect: Connect) -> None:
-    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -541,7 +551,7 @@ def test_a_far_end_that_is_closing_is_not_ended_before_it_has(
 
 
 def test_a_far_end_in_a_long_call_ends_when_its_caller_has_died(connect: Connect) -> None:
-    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         while True:
             signal.pause()
 
@@ -555,7 +565,7 @@ def test_a_far_end_in_a_long_call_ends_when_its_caller_has_died(connect: Connect
 
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_an_interrupt_ends_both_processes_within_a_second(connect: Connect, stubborn: bool) -> None:
-    def scan(self: Fake, keep: bool, doubt: bool = False) -> Scanned:
+    def scan(self: Fake, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         if stubborn:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
@@ -829,7 +839,7 @@ def test_a_far_end_that_looks_for_long_at_what_happened_says_so_and_opens_when_i
     has_begun, may_end = threading.Event(), threading.Event()
 
     class Slow(Fake):
-        def scan(self, keep: bool, doubt: bool = False) -> Scanned:
+        def scan(self, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
             has_begun.set()
             may_end.wait(10)
             if changes:

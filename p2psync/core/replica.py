@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Annotated, NamedTuple, Protocol
 
 import msgspec
+from xxhash import xxh3_128_digest
 
 from p2psync.core.chunking import HASH_BYTES, MOST_BASES, Chunks
 from p2psync.core.model import Digest, Entry, Problem, ShownPath, Transition
@@ -61,6 +62,8 @@ class Scanned(msgspec.Struct, frozen=True, array_like=True):
     """Fingerprint of all ignore rules in force; empty: there are none."""
     mounts: Annotated[list[ShownPath], _PATHS] = []
     """Directories on which something is mounted."""
+    unread: Count = 0
+    """Bytes of large new files that were left for `read_unread`."""
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
@@ -205,6 +208,11 @@ class Piece(NamedTuple):
     """Bytes of it."""
 
 
+def place_of(path: bytes) -> Digest:
+    """Return what stands for the digest of a file that nobody has read yet."""
+    return Digest(xxh3_128_digest(path))
+
+
 PIECE_BYTES = 1024 * 1024
 """A piece holds at most this much, so that a text that may be merged is one piece; a batch of pieces
 holds at most twice as much."""
@@ -241,16 +249,31 @@ class Replica(Protocol):
     def identity(self) -> Identity:
         """Who this is."""
 
-    def scan(self, keep: bool, doubt: bool = False) -> Scanned:
+    def room_if_blank(self) -> int:
+        """Return how many bytes a replica takes in which there is nothing at all; of any other, 0."""
+
+    def scan(self, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         """Find out what changed on disk.
 
         Args:
             keep: write the findings to the manifest; if not, they are forgotten by `close`.
             doubt: read every file, whatever its size and times are.
+            leave_large: leave large files that are new for `read_unread`: until then it is as if they were
+                not there.
 
         Raises:
             ReplicaError: the root or the manifest cannot be read at all.
         """
+
+    def read_unread(self) -> Generator[list[Piece], None, None]:
+        """Yield the files that the scan left, and record them as they are read.
+
+        Their contents are named by their places, since nobody knows them yet. Of a file that cannot be read,
+        or is written to meanwhile, the last piece is `GONE`: it is not recorded, and the next scan will tell.
+        """
+
+    def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
+        """Take in what the other side reads with `read_unread`, for `prepare`; no more than `size` bytes."""
 
     def mark(self, peer: ReplicaId) -> Mark | None:
         """Return how far this replica has taken in the changes of `peer`, None if never."""
