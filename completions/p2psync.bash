@@ -136,6 +136,7 @@ _p2psync() {
     'sync/--max-size') _p2psync_values "$cur" 'nothing'; return ;;
     'sync/--mode') _p2psync_values "$cur" 'two-way push pull mirror'; return ;;
     'sync/--max-delete') _p2psync_values "$cur" 'nothing'; return ;;
+    'sync/--accept-folder') _p2psync_values "$cur" 'nothing'; return ;;
     'sync/--approve') _p2psync_values "$cur" 'nothing'; return ;;
     'sync/--plan') _p2psync_values "$cur" 'files'; return ;;
     'sync/-e' | 'sync/--ssh-command') _p2psync_values "$cur" 'nothing'; return ;;
@@ -193,7 +194,7 @@ _p2psync() {
     'service uninstall') local options='-h --help' values='nothing' ;;
     'show') local options='-h --help' values='files' ;;
     'status') local options='--check --max-age --json -h --help' values='nothing' ;;
-    'sync') local options='-n --dry-run --prefer --path --exclude --include --exclude-from --max-size -x --one-file-system --mode -c --checksum --create --max-delete --approve --plan -e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --lock-wait --timeout -y --yes --batch -v --verbose -q --quiet --progress --json -h --help' values='peers' ;;
+    'sync') local options='-n --dry-run --prefer --path --exclude --include --exclude-from --max-size -x --one-file-system --mode -c --checksum --create --max-delete --accept-folder --approve --plan -e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --lock-wait --timeout -y --yes --batch -v --verbose -q --quiet --progress --json -h --help' values='peers' ;;
     'undo') local options='-n --dry-run --json -h --help' values='runs' ;;
     'watch') local options='--prefer --settle --poll --full-every -e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --json -h --help' values='peers' ;;
     'why') local options='--offline -e --ssh-command -p --port --remote-command --reuse --no-reuse --compress -z --bwlimit --json -h --help' values='files' ;;

@@ -34,7 +34,7 @@ from p2psync.core.model import (
     action_of,
 )
 from p2psync.core.order import moves
-from p2psync.core.paths import SIDECAR, ancestors, join, split
+from p2psync.core.paths import SIDECAR, ancestors, is_within, join, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import (
     Applied,
@@ -161,6 +161,8 @@ class _Round:
     foreseen: Foreseen
     transitions: Sequence[Transition] = ()
     """What is still to be applied."""
+    refused: Sequence[Problem] = ()
+    """What will not be."""
     moves: Mapping[bytes, bytes] = field(default_factory=dict)
     """Those of them that are moves, from where, by where to."""
     run: int = 0
@@ -263,6 +265,10 @@ class LocalReplica:
         """The sequence number of the newest of that."""
         self._cleans = cleans
         self._watcher = watcher
+        self._away: Collection[bytes] = ()
+        """Folders whose disk was not mounted at the last scan: nothing may be written there."""
+        self.accepted: Collection[bytes] = ()
+        """Folders that are as they should be, whatever disk was or is mounted on them."""
         self.neighbour: bytes | None = None
         """The root of the other side, if that is on this machine."""
 
@@ -392,12 +398,13 @@ class LocalReplica:
         exclude = self._exclude()
         part = self._watcher.part(exclude) if self._watcher else WHOLE
         known = Doubted(self._manifest) if doubt else self._manifest
-        found = scan(self._root, known, stamp, exclude, note, part, leave_large and keep and not anew)
+        leave_large = leave_large and keep and not anew
+        found = scan(self._root, known, stamp, exclude, note, part, leave_large, self.accepted)
         if self._watcher:
             self._watcher.scanned(found.ignores, [problem.path for problem in found.problems])
         if anew:
             found.problems.append(Problem(SIDECAR, _ANEW))
-        self._ignores = found.ignores
+        self._ignores, self._away = found.ignores, found.away
         self._any_rules = bool(found.rules)
         told: list[bytes] = []
         if not keep:
@@ -549,11 +556,18 @@ class LocalReplica:
             sparse: what the other side says of contents that come.
             own: it is wanted back from the past of this replica, and may be nowhere else.
         """
+        refused = {step.path: why for step in transitions if (why := self.refusal(step))}
+        if refused:
+            for step in transitions:
+                if above := next((path for path in step.after if path in refused), None):
+                    refused.setdefault(step.path, refused[above])
+            transitions = [step for step in transitions if step.path not in refused]
         possible = self._possible(moves(transitions))
         coming = [step for step in transitions if step.path not in possible]
         weighed = self._room.weigh(coming, sparse, own, self.neighbour)
         self._manifest.roll_back()
-        self._round = _Round(Foreseen(self._manifest, transitions), transitions, possible)
+        problems = [Problem(path, f"left alone: {why}") for path, why in refused.items()]
+        self._round = _Round(Foreseen(self._manifest, transitions), transitions, problems, possible)
         with self._staging():
             wanted = self._stage.expect(coming, *weighed)
             if not self.newest():  # nothing is known here, so nothing is held
@@ -569,6 +583,12 @@ class LocalReplica:
                     if not self._stage_own(content, holder.get(content.digest), content.digest in kept)
                 ]
             return missing
+
+    def refusal(self, step: Transition) -> str | None:
+        """Return why a transition must not be carried out here, None if it may."""
+        if action_of(step) is Action.NOTHING or not any(is_within(step.path, away) for away in self._away):
+            return None
+        return "its disk is not mounted here"
 
     def _possible(self, moves: dict[bytes, bytes]) -> dict[bytes, bytes]:
         """Return the moves that one rename can do: within a file system, from and to folders of our own."""
@@ -675,6 +695,9 @@ class LocalReplica:
         The order is what makes a power cut harmless (I8): contents on disk, renames, renames on disk,
         manifest.
         """
+        refused, self._round.refused = self._round.refused, ()
+        for start in range(0, len(refused), BATCH):
+            yield Applied(0, list(refused[start : start + BATCH]))
         foreseen, moves = self._round.foreseen, self._round.moves
         transitions, self._round.transitions = self._round.transitions, ()
         if not transitions:

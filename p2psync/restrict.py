@@ -221,24 +221,9 @@ class AppendOnly(LocalReplica):
     known.
     """
 
-    _refused: Sequence[bytes] = ()
-
-    def prepare(
-        self, transitions: Sequence[Transition], sparse: Sequence[Content] = (), own: bool = False
-    ) -> list[Content]:
-        """Take note of what is to be refused, and prepare the rest; see `Replica.prepare`."""
-        refused = {step.path for step in transitions if not _follows(step)}
-        refused |= {step.path for step in transitions if not refused.isdisjoint(step.after)}
-        self._refused = sorted(refused)
-        return super().prepare([step for step in transitions if step.path not in refused], sparse, own)
-
-    def apply(self, kind: str = "sync", about: str = "") -> Iterator[Applied]:
-        """Tell of what is refused, and carry out the rest; see `Replica.apply`."""
-        problems = [Problem(path, f"left alone: {NO_SUCCESSOR}") for path in self._refused]
-        self._refused = ()
-        for batch in batches(problems, lambda problem: 100 + len(problem.path)):
-            yield Applied(0, batch)
-        yield from super().apply(kind, about)
+    def refusal(self, step: Transition) -> str | None:
+        """Return why a transition must not be carried out; see `LocalReplica.refusal`."""
+        return super().refusal(step) or (None if _follows(step) else NO_SUCCESSOR)
 
 
 def _follows(step: Transition) -> bool:

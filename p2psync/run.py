@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +53,8 @@ class Options:
     """What the run is about; a peer's own settings count where this says nothing."""
     mode: Mode | None = None
     """Which way changes go; None: as the peer's settings say."""
+    accepted: Collection[bytes] = ()
+    """Folders here that are as they should be, whatever disk was or is mounted on them."""
     doubt: bool = False
     """Read every file, whatever its size and times are."""
     plans: Mapping[str, str] | None = None
@@ -125,6 +127,7 @@ def sync(
             try:
                 home = LocalReplica(root)
                 opened.callback(home.close)
+                home.accepted = options.accepted
                 # First who was locked: if that was by us, at another address, it answers now.
                 links = [
                     _open(peer, home, root, options, confirm, early.take(peer) if early else None, opened)

@@ -97,6 +97,8 @@ class Scan:
     """Fingerprint of all rules; empty: there are none."""
     mounts: set[bytes] = field(default_factory=set)
     """Directories on which something is mounted, or should be."""
+    away: set[bytes] = field(default_factory=set)
+    """Directories whose disk is not mounted, or that an empty one hides: what is in them is not known."""
     unread: list[tuple[bytes, int]] = field(default_factory=list)
     """Large files never met before that were left to be read later, with their sizes in bytes."""
 
@@ -150,6 +152,7 @@ def scan(
     note: Callable[[Scan], None] | None = None,
     part: Part = WHOLE,
     leave_large: bool = False,
+    accepted: Container[bytes] = (),
 ) -> Scan:
     """Walk the tree, or the part of it in which something happened.
 
@@ -162,8 +165,9 @@ def scan(
             and `vouched` away. Fingerprints hold only when all is found.
         part: what to look at.
         leave_large: leave large files that are new to be read later.
+        accepted: directories that are as they should be, whatever disk was or is mounted on them.
     """
-    return _Scanner(root, known, stamp, exclude, note, part, leave_large).run()
+    return _Scanner(root, known, stamp, exclude, note, part, leave_large, accepted).run()
 
 
 def first_seen(path: bytes, seen: Seen, stamp: Stamp) -> Record:
@@ -181,6 +185,7 @@ class _Scanner:
         note: Callable[[Scan], None] | None,
         part: Part,
         leave_large: bool,
+        accepted: Container[bytes],
     ) -> None:
         self._root = root
         self._part = part
@@ -192,7 +197,8 @@ class _Scanner:
         self._exclude = exclude
         self._found = Scan()
         self._ghosts: dict[bytes, Record] = {}
-        self._mounts = known.mounts()
+        self._accepted = accepted
+        self._mounts = {path for path in known.mounts() if path not in accepted}
         root.forget()  # what was open at the last scan may have been moved away
         self._stack = [_Visit(b"", None)] if part.folders is None else self._starts(part.folders)
 
@@ -270,9 +276,15 @@ class _Scanner:
         if visit.deep and self._part.folders is not None:
             self._forget_rules(path)
         self._found.ignores[path] = ignore
-        if self._is_unmounted(visit, device, children):
-            self._found.problems.append(Problem(path, _UNMOUNTED))
+        if visit.device is not None and self._is_away(path, device, visit.device):
+            self._found.away.add(path)
+            why = _UNMOUNTED if device == visit.device else _HIDDEN
+            self._found.problems.append(Problem(path, f"{why}: {_NOT_TAKEN}"))
+            if path in self._mounts:
+                self._found.mounts.add(path)
             return
+        if visit.device is not None and device != visit.device:
+            self._found.mounts.add(path)
         if not children:
             self._reveal(path)
         fingerprint = _fingerprint(children, ignore)
@@ -283,23 +295,26 @@ class _Scanner:
         trusted = self._compare(path, children, ignore, device, visit.deep)
         self._found.fingerprints[path] = fingerprint if trusted else None
 
-    def _is_unmounted(self, visit: _Visit, device: int, children: dict[bytes, os.stat_result]) -> bool:
-        """Was something mounted here that is not now, or something else that is empty?"""
-        mounted = visit.device is not None and device != visit.device
-        known = visit.path in self._mounts
-        if mounted or known:
-            self._found.mounts.add(visit.path)
-        return known and (not mounted or not children)
+    def _is_away(self, path: bytes, device: int, above: int) -> bool:
+        """Is a disk not mounted that was, or does an empty one hide what is in a directory?"""
+        if device == above or path in self._accepted:
+            return path in self._mounts
+        try:
+            names = set(os.listdir(self._root.directory(path)))
+        except OSError:  # to look at it will tell
+            return False
+        return names <= {_SIDECAR} and any(row.entry.alive for row in self._known.rows(path).values())
 
     def _rules(self, visit: _Visit, directory: int, children: dict[bytes, os.stat_result]) -> Ignore:
         """Return the rules in force in a directory, its own ignore file included."""
         text = b""
         if IGNORE_FILE in children and stat.S_ISREG(children[IGNORE_FILE].st_mode):
-            fd = open_file(IGNORE_FILE, directory)
             try:
-                text = os.read(fd, MAX_RULES)
-            finally:
-                os.close(fd)
+                with open(open_file(IGNORE_FILE, directory), "rb") as file:
+                    text = file.read(MAX_RULES)
+            except OSError as error:
+                own = os.fsdecode(IGNORE_FILE)
+                raise OSError(error.errno, f"{own} in it: {error.strerror}") from error
         if visit.ignore is None:
             return Ignore.top(self._exclude, text)
         return visit.ignore.below(visit.path.rpartition(b"/")[2], text)
@@ -338,7 +353,7 @@ class _Scanner:
             if kind is Kind.DIRECTORY:
                 if deep or row is None or row.entry.kind is not Kind.DIRECTORY or self._is_new(child):
                     self._stack.append(_Visit(child, ignore, device=device))
-                trusted &= self._directory(child, row, st)
+                trusted &= not self._is_away(child, st.st_dev, device) and self._directory(child, row, st)
             elif kind is Kind.FILE and child in self._part.busy:
                 trusted = False
             elif row and _vouched(row, kind, st):
@@ -435,13 +450,16 @@ class _Scanner:
             self._reveal_above(path)
 
     def _problem(self, path: bytes, error: OSError) -> None:
-        self._found.problems.append(Problem(path, f"cannot be read: {error.strerror}"))
+        self._found.problems.append(Problem(path or b".", f"cannot be read: {error.strerror}"))
 
 
-_UNMOUNTED = (
-    "was a mounted disk and is not mounted now: nothing in it is taken for deleted; if it is to go, remove"
-    " the folder"
+_UNMOUNTED = "was a mounted disk and is not mounted now"
+_HIDDEN = "has files, and an empty disk is mounted on it"
+_NOT_TAKEN = (
+    "nothing in it is taken for deleted, and nothing is written there. If it is to go, remove the folder;"
+    " if it is to be as it is now, use `p2psync sync --accept-folder`"
 )
+_SIDECAR = os.fsdecode(SIDECAR)
 
 
 def _children(directory: int) -> dict[bytes, os.stat_result]:

@@ -174,12 +174,63 @@ def test_a_disk_in_the_tree_that_is_not_mounted_any_more_is_no_deletion(tmp_path
     (here / "more" / "left under it").write_text("3")
     assert "is not mounted now" in p2psync(here, "sync", there, code=1).err
     with mounted(here / "more"):
-        assert "is not mounted now" in p2psync(here, "sync", there, code=1).err
+        assert "an empty disk is mounted on it" in p2psync(here, "sync", there, code=1).err
         (here / "more" / "too").write_text("2")
         p2psync(here, "sync", there)
     shutil.rmtree(here / "more")
     p2psync(here, "sync", there)
     assert not (there / "more").exists()
+
+
+def test_an_empty_disk_mounted_over_files_is_no_deletion(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"photos/one": "1", "photos/two": "2"})
+    before = snapshot(there)
+    with mounted(here / "photos"):
+        ran = p2psync(here, "sync", there, code=1)
+        assert "photos has files, and an empty disk is mounted on it" in ran.err
+        assert snapshot(there) == before
+    p2psync(here, "sync", there)
+    assert snapshot(here) == snapshot(there) == before
+
+
+def test_nothing_is_written_where_a_disk_is_away_nor_taken_from_there(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"file": "x"})
+    with mounted(here / "disk"):
+        write(here / "disk" / "old", "old")
+        p2psync(here, "sync", there)
+    (here / "disk").chmod(0o700)
+    write(there / "disk" / "new", "precious")
+    write(there / "disk" / "old", "edited")
+    (there / "disk" / "folder").mkdir()
+    before = snapshot(there)
+    for _ in range(2):
+        ran = p2psync(here, "sync", there, code=1)
+        assert "disk/new left alone: its disk is not mounted here" in ran.err
+        assert "disk/old left alone: its disk is not mounted here" in ran.err
+        assert snapshot(there) == before
+        assert os.listdir(here / "disk") == []
+    with mounted(here / "disk"):
+        write(here / "disk" / "old", "old")
+        p2psync(here, "sync", there, code=1)  # nothing is written on another disk either
+        assert (there / "disk" / "new").read_text() == "precious"
+
+
+def test_a_folder_whose_disk_was_retired_is_synced_again_once_it_is_accepted(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"file": "x"})
+    with mounted(here / "disk"):
+        for name in ("kept", "gone"):
+            write(here / "disk" / name, name)
+        p2psync(here, "sync", there)
+    write(here / "disk" / "kept", "kept, and edited")
+    assert "--accept-folder" in p2psync(here, "sync", there, code=1).err
+    p2psync(here, "sync", "-n", "--accept-folder", here / "disk", there)
+    assert "--accept-folder" in p2psync(here, "sync", there, code=1).err
+    p2psync(here, "sync", "--accept-folder", here / "disk", there)
+    assert (there / "disk" / "kept").read_text() == "kept, and edited"
+    assert not (there / "disk" / "gone").exists()
+    write(there / "disk" / "new", "new")
+    p2psync(here, "sync", there)
+    assert_same(here, there)
 
 
 def test_what_would_fill_a_disk_is_refused_before_anything_is_copied(

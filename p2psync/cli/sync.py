@@ -138,6 +138,14 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
     help="Delete at most so many files, or such a share of them, from any side; else change nothing and exit"
     " with 4.  [default: 50%, but always up to 20]",
 )
+@click.option(
+    "--accept-folder",
+    multiple=True,
+    metavar="PATH",
+    type=click.Path(path_type=bytes),
+    help="PATH, whose disk is not mounted any more, or is empty, is to be as it is now: what is not in it is"
+    " taken for deleted.",
+)
 @click.option("--approve", metavar="PLAN-ID", default="", help="Carry out the plan that was refused, once.")
 @click.option(
     "--plan",
@@ -179,6 +187,7 @@ def sync(
     checksum: bool,
     create: bool,
     max_delete: MaxDelete | None,
+    accept_folder: tuple[bytes, ...],
     approve: str,
     plan_file: Any,  # noqa: ANN401 - a binary file
     connection: Connection,
@@ -225,6 +234,7 @@ def sync(
                 approve,
                 wanted,
                 Mode(filters["mode"]) if filters["mode"] else None,
+                [inside(root, path) for path in accept_folder],
                 checksum,
                 plans,
                 drivers(found, prefer is None),
