@@ -94,5 +94,5 @@ def row_of(columns: Sequence[Any]) -> Row:
     entry = entry_of(columns)
     mtime_ns, ctime_ns, inode, racy = columns[8:12]
     if mtime_ns is None:
-        return Row(entry)
+        return Row(entry, None, bool(racy))
     return Row(entry, Stat(entry.size, mtime_ns, ctime_ns, inode), bool(racy))

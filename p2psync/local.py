@@ -463,6 +463,7 @@ class LocalReplica:
         self._manifest.set_scanned()
         self._manifest.set_mounts(found.mounts)
         self._manifest.vouch(found.vouched)
+        self._manifest.forget_present(found.forgotten)
         self._manifest.set_fingerprints(found.fingerprints)
         return self._manifest.skip(found.special)
 
@@ -566,7 +567,7 @@ class LocalReplica:
         coming = [step for step in transitions if step.path not in possible]
         weighed = self._room.weigh(coming, sparse, own, self.neighbour)
         self._manifest.roll_back()
-        problems = [Problem(path, f"left alone: {why}") for path, why in refused.items()]
+        problems = [Problem(path, f"left alone: {why}") for path, why in sorted(refused.items())]
         self._round = _Round(Foreseen(self._manifest, transitions), transitions, problems, possible)
         with self._staging():
             wanted = self._stage.expect(coming, *weighed)

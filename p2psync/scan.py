@@ -76,7 +76,7 @@ class Doubted:
 
 
 def _doubted(row: Row) -> Row:
-    return row._replace(racy=row.entry.kind is Kind.FILE)
+    return row._replace(racy=True) if row.stat else row
 
 
 @dataclass
@@ -85,7 +85,9 @@ class Scan:
 
     changes: list[Record] = field(default_factory=list)
     vouched: list[Record] = field(default_factory=list)
-    """Unchanged entries with a new stat."""
+    """Unchanged entries with a new stat, or hidden."""
+    forgotten: list[bytes] = field(default_factory=list)
+    """What went while it was ignored: nobody knows when, so what others have of it comes back."""
     fingerprints: dict[bytes, bytes | None] = field(default_factory=dict)
     """Of the directories in which something moved."""
     problems: list[Problem] = field(default_factory=list)
@@ -105,7 +107,7 @@ class Scan:
     @property
     def touches_manifest(self) -> bool:
         """Is there something to be written to it?"""
-        return bool(self.changes or self.vouched or self.fingerprints or self.special)
+        return bool(self.changes or self.vouched or self.forgotten or self.fingerprints or self.special)
 
 
 class _Visit(NamedTuple):
@@ -118,6 +120,8 @@ class _Visit(NamedTuple):
     """Of the parent."""
     deep: bool = True
     """Look at what is below it too; if not, only at what is new there."""
+    hidden: bool = False
+    """It, or what it is in, was ignored at the last scan."""
 
 
 class Part(NamedTuple):
@@ -249,7 +253,7 @@ class _Scanner:
             visit = self._stack.pop()
             if visit.gone:
                 assert visit.ignore is not None
-                self._forget_below(visit.path, visit.ignore)
+                self._forget_below(visit.path, visit.ignore, visit.hidden)
             else:
                 self._visit(visit)
         self._look_at_leaves()
@@ -290,9 +294,9 @@ class _Scanner:
         fingerprint = _fingerprint(children, ignore)
         if fingerprint == self._known.fingerprint(path):
             if visit.deep:
-                self._enter(path, ignore, children, device)
+                self._enter(path, ignore, children, device, visit.hidden)
             return
-        trusted = self._compare(path, children, ignore, device, visit.deep)
+        trusted = self._compare(path, children, ignore, device, visit)
         self._found.fingerprints[path] = fingerprint if trusted else None
 
     def _is_away(self, path: bytes, device: int, above: int) -> bool:
@@ -319,11 +323,18 @@ class _Scanner:
             return Ignore.top(self._exclude, text)
         return visit.ignore.below(visit.path.rpartition(b"/")[2], text)
 
-    def _enter(self, path: bytes, ignore: Ignore, children: dict[bytes, os.stat_result], device: int) -> None:
+    def _enter(
+        self,
+        path: bytes,
+        ignore: Ignore,
+        children: dict[bytes, os.stat_result],
+        device: int,
+        hidden: bool,
+    ) -> None:
         """Go on below a directory in which nothing moved."""
         for name, st in children.items():
             if stat.S_ISDIR(st.st_mode) and not ignore.matches(name, True):
-                self._stack.append(_Visit(join(path, name), ignore, device=device))
+                self._stack.append(_Visit(join(path, name), ignore, device=device, hidden=hidden))
 
     def _forget_rules(self, path: bytes) -> None:
         """Forget the rules below a directory: those that are still in force will be found again."""
@@ -331,7 +342,12 @@ class _Scanner:
             del self._found.ignores[folder]
 
     def _compare(
-        self, path: bytes, children: dict[bytes, os.stat_result], ignore: Ignore, device: int, deep: bool
+        self,
+        path: bytes,
+        children: dict[bytes, os.stat_result],
+        ignore: Ignore,
+        device: int,
+        visit: _Visit,
     ) -> bool:
         """Compare a directory with its rows; return whether the rows can be trusted next time.
 
@@ -343,7 +359,8 @@ class _Scanner:
             kind = kind_of(st.st_mode)
             row = rows.get(name)
             if ignore.matches(name, kind is Kind.DIRECTORY):
-                rows.pop(name, None)
+                if row := rows.pop(name, None):
+                    self._hide(join(path, name), row)
                 continue
             child = join(path, name)
             if kind is None or is_reserved(name) or len(child) > MAX_PATH:
@@ -351,8 +368,10 @@ class _Scanner:
                 continue
             rows.pop(name, None)
             if kind is Kind.DIRECTORY:
-                if deep or row is None or row.entry.kind is not Kind.DIRECTORY or self._is_new(child):
-                    self._stack.append(_Visit(child, ignore, device=device))
+                hidden = visit.hidden or (row is not None and row.hidden)
+                is_known = row is not None and row.entry.kind is Kind.DIRECTORY and not self._is_new(child)
+                if visit.deep or hidden or not is_known:
+                    self._stack.append(_Visit(child, ignore, device=device, hidden=hidden))
                 trusted &= not self._is_away(child, st.st_dev, device) and self._directory(child, row, st)
             elif kind is Kind.FILE and child in self._part.busy:
                 trusted = False
@@ -365,9 +384,15 @@ class _Scanner:
             else:
                 self._leaves.append(_Leaf(child, row, st.st_size))
             if row and row.entry.kind is Kind.DIRECTORY and kind is not Kind.DIRECTORY:
-                self._stack.append(_Visit(child, ignore.below(name), gone=True))
-        self._vanish(path, rows, ignore)
+                hidden = visit.hidden or row.hidden
+                self._stack.append(_Visit(child, ignore.below(name), gone=True, hidden=hidden))
+        self._vanish(path, rows, ignore, visit.hidden)
         return trusted
+
+    def _hide(self, path: bytes, row: Row) -> None:
+        """Remember that nobody sees any more what becomes of a path."""
+        if row.entry.alive and not row.hidden:
+            self._found.vouched.append(Record(path, Row(row.entry, None, True), row.entry))
 
     def _directory(self, path: bytes, row: Row | None, st: os.stat_result) -> bool:
         """Look at a directory; return whether its row tells all there is to know."""
@@ -375,7 +400,7 @@ class _Scanner:
         seen = Entry(kind=Kind.DIRECTORY, mode=st.st_mode & 0o777, mtime_ns=stat_of(st).mtime_ns)
         entry = observe(known, seen, self._stamp)
         if known is None or known.alive:
-            self._record(path, Row(entry), known)
+            self._record(path, Row(entry), known, row)
             return True
         # Deleted by a peer, but still here: a ghost, unless it holds more than what is ignored.
         self._ghosts[path] = Record(path, Row(entry), known)
@@ -413,21 +438,29 @@ class _Scanner:
         if self._note:
             self._note(self._found)
 
-    def _vanish(self, path: bytes, rows: dict[bytes, Row], ignore: Ignore) -> None:
+    def _vanish(self, path: bytes, rows: dict[bytes, Row], ignore: Ignore, hidden: bool) -> None:
         """Record what is not there any more, with all that was below."""
         for name, row in rows.items():
             was_directory = row.entry.kind is Kind.DIRECTORY
-            if row.entry.alive and not ignore.matches(name, was_directory):
-                child = join(path, name)
+            if not row.entry.alive:
+                continue
+            child = join(path, name)
+            if ignore.matches(name, was_directory):
+                self._hide(child, row)
+                continue
+            was_hidden = hidden or row.hidden
+            if was_hidden:
+                self._found.forgotten.append(child)
+            else:
                 self._record(child, Row(vanish(row.entry, self._stamp)), row.entry)
-                if was_directory:
-                    self._stack.append(_Visit(child, ignore.below(name), gone=True))
+            if was_directory:
+                self._stack.append(_Visit(child, ignore.below(name), gone=True, hidden=was_hidden))
 
-    def _forget_below(self, path: bytes, ignore: Ignore) -> None:
+    def _forget_below(self, path: bytes, ignore: Ignore, hidden: bool) -> None:
         self._found.ignores.pop(path, None)
         self._found.mounts.discard(path)
         self._found.fingerprints[path] = None  # should it come back, its rows say that it is gone
-        self._vanish(path, self._known.rows(path), ignore)
+        self._vanish(path, self._known.rows(path), ignore, hidden)
 
     def _record(self, path: bytes, row: Row, known: Entry | None, old: Row | None = None) -> None:
         if row.entry.alive:

@@ -135,3 +135,26 @@ def test_why_tells_rule_versions_and_the_next_sync(tmp_path: Path) -> None:
         "about": "f",
     }
     assert told["next"] == [] and len(told["versions"]) == 1
+
+
+@pytest.mark.parametrize("where", ["here", "everywhere"])
+def test_what_was_removed_here_while_it_was_ignored_comes_back_when_the_rule_goes(
+    tmp_path: Path, where: str
+) -> None:
+    here, there = pair(tmp_path, {"photos/2024/one": "1", "photos/two": "2", "notes/three": "3"})
+    p2psync(here, "ignore", *(["--local"] if where == "here" else []), "photos")
+    p2psync(here, "sync", there)
+    shutil.rmtree(here / "photos")
+    p2psync(here, "sync", there)
+    rules = here / (".p2psync/ignore" if where == "here" else ".p2pignore")
+    rules.write_text("")
+    p2psync(here, "sync", there)
+    assert (
+        (here / "photos" / "2024" / "one").read_text()
+        == (there / "photos" / "2024" / "one").read_text()
+        == "1"
+    )
+    assert (here / "photos" / "two").read_text() == "2"
+    shutil.rmtree(here / "photos")
+    p2psync(here, "sync", there)
+    assert not (there / "photos").exists()

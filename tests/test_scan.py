@@ -513,7 +513,7 @@ def test_a_rule_takes_nothing_back(root: Path) -> None:
         assert set(entries(replica)) == {b".p2pignore"}
 
 
-def test_what_is_deleted_while_it_is_ignored_is_found_when_the_rule_goes(root: Path) -> None:
+def test_what_is_deleted_while_it_is_ignored_is_not_known_when_the_rule_goes(root: Path) -> None:
     make_tree(root, {b"f.o": b"1", b"d/e/f": b"1"})
     scan_once(root)
     make_tree(root, {b".p2pignore": b"*.o\nd/\n"})
@@ -524,7 +524,44 @@ def test_what_is_deleted_while_it_is_ignored_is_found_when_the_rule_goes(root: P
         kept = replica.lookup([Name(b"f.o", False), Name(b"d/e/f", False)]).entries
     assert [entry is not None and entry.alive for entry in kept] == [True, True]
     make_tree(root, {b".p2pignore": b""})
-    assert alive(scanned(root)) == {b".p2pignore"}
+    assert set(scanned(root)) == {b".p2pignore"}
+
+
+@pytest.mark.parametrize("how", ["at once", "after a scan", "by another rule"])
+def test_what_is_deleted_once_no_rule_hides_it_is_deleted(root: Path, how: str) -> None:
+    make_tree(root, {b"f.o": b"1", b"d/e/f": b"1", b"d/g": b"2"})
+    scan_once(root)
+    if how != "at once":
+        make_tree(root, {b".p2pignore": b"*.o\nd/\n"})
+        scan_once(root)
+        make_tree(root, {b".p2pignore": b"*.a\n" if how == "by another rule" else b""})
+        scan_once(root)
+    (root / "f.o").unlink()
+    (root / "d").rename(root.parent / "away")
+    found = scanned(root)
+    assert {path for path, entry in found.items() if not entry.alive} == {
+        b"f.o",
+        b"d",
+        b"d/e",
+        b"d/e/f",
+        b"d/g",
+    }
+
+
+def test_what_goes_from_a_folder_while_that_is_ignored_is_not_known_either(root: Path) -> None:
+    make_tree(root, {b"d/e/f": b"1", b"d/e/g": b"2", b"d/h": b"3"})
+    scan_once(root)
+    make_tree(root, {b".p2pignore": b"d/\n"})
+    scan_once(root)
+    (root / "d" / "e" / "f").unlink()
+    (root / "d" / "h").write_bytes(b"edited")
+    make_tree(root, {b".p2pignore": b""})
+    found = scanned(root)
+    assert b"d/e/f" not in found
+    assert all(entry.alive for entry in found.values())
+    assert found[b"d/h"].digest == digest(b"edited")
+    (root / "d" / "e" / "g").unlink()
+    assert not scanned(root)[b"d/e/g"].alive
 
 
 def test_the_ignore_file_of_the_sidecar_rules_here_alone(root: Path) -> None:

@@ -74,7 +74,12 @@ class Row(NamedTuple):
     stat: Stat | None = None
     """Of a file, else None."""
     racy: bool = False
-    """The stat may stay the same although the file is written to: look again."""
+    """The stat may stay the same although the file is written to: look again. Without a stat: `hidden`."""
+
+    @property
+    def hidden(self) -> bool:
+        """Was it ignored when it was last looked at? Nobody saw what became of it since."""
+        return self.racy and self.stat is None
 
 
 class Record(NamedTuple):
