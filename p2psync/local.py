@@ -532,9 +532,9 @@ class LocalReplica:
         """Return a stamp never used before; nothing marked by it may leave before `use_stamp`."""
         return self._manifest.next_stamp()
 
-    def contests(self) -> dict[bytes, Contest]:
-        """Return the conflicts settled before whose conflict copies are still there, by path."""
-        return self._manifest.past.contests()
+    def contests(self, paths: Collection[bytes]) -> dict[bytes, Contest]:
+        """Return the conflicts about these that were settled before, and whose copies are still there."""
+        return self._manifest.past.contests(self.identity.replica, paths)
 
     def use_stamp(self, stamp: Stamp) -> None:
         """Make the tick of a stamp durable (I2)."""

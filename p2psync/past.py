@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from p2psync.columns import ENTRY, entry_of
+from p2psync.core.contested import makers
 from p2psync.core.model import Entry, Resolution
 from p2psync.core.paths import join, split
 from p2psync.core.reconcile import Contest
 from p2psync.core.replica import Change
 from p2psync.core.revert import Changed
+from p2psync.core.vector import ReplicaId
 from p2psync.database import told
 
 
@@ -119,20 +121,36 @@ class Past:
         found = self._db.execute("SELECT seq, resolution, copy FROM conflict WHERE path = ?", (path,))
         return {seq: (resolution, copy) for seq, resolution, copy in found}
 
-    def contests(self) -> dict[bytes, Contest]:
-        """Return, by path, the conflicts whose loser was set aside and is still there."""
+    def contests(self, here: ReplicaId, paths: Collection[bytes]) -> dict[bytes, Contest]:
+        """Return, by path, the conflicts about these whose loser was set aside and is still there.
+
+        Args:
+            here: whose past this is.
+            paths: from the root.
+        """
         found = self._db.execute("SELECT path, max(seq), resolution, copy FROM conflict GROUP BY path")
         contests = {}
         for path, settled, resolution, copy in found.fetchall():
-            loser = self._entry(copy) if resolution == Resolution.SET_ASIDE else None
+            loser = self._entry(copy) if path in paths and resolution == Resolution.SET_ASIDE else None
             if loser is None or not loser.alive:
                 continue
             versions = self.versions(path)
-            winners = [version.entry for version in versions if version.born == settled]
-            before = [version.entry for version in versions if version.seq == settled]
-            if winners and before:
-                contests[path] = Contest(winners[0].version, not before[0].same_bytes(winners[0]))
+            winner = next((version.entry for version in versions if version.born == settled), None)
+            before = next((version.entry for version in versions if version.seq == settled), None)
+            if winner and before:
+                lost_here = not before.same_bytes(winner)
+                made = next(version.entry for version in self.versions(copy) if version.entry.alive)
+                had = {here} if lost_here else self._peer_of(settled)
+                losers = {*had, makers(winner, made, [before]).loser} if had else ()
+                contests[path] = Contest(winner.version, lost_here, copy, losers)
         return contests
+
+    def _peer_of(self, seq: int) -> set[ReplicaId]:
+        """Return the other side of a run; several, if they have one name; none, if it is not known."""
+        found = self._db.execute(
+            "SELECT replica FROM peer WHERE name = (SELECT peer FROM run WHERE seq = ?)", (seq,)
+        )
+        return {ReplicaId(replica) for (replica,) in found}
 
     def set_aside(self) -> list[tuple[bytes, bytes, int | None]]:
         """Return the conflict copies that syncs here made: for which path, where, and when (s since 1970).

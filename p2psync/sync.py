@@ -323,7 +323,7 @@ class Session:
                 names = [Name(path, _is_folder(others.get(path))) for path in unknown]
                 ignored |= _look_up(side.replica, names, known)
         pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in paths if path not in ignored}
-        return Facts(pairs, contests=self._home.contests() if pairs else {})
+        return Facts(pairs, contests=self._home.contests(pairs) if pairs else {})
 
     # -- reconcile
 

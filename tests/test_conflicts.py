@@ -35,11 +35,7 @@ LATER = LONG_AGO_NS + 10**9
 @pytest.fixture
 def contested(tmp_path: Path) -> tuple[Path, Path]:
     """A conflict that `here` has lost: the later time wins."""
-    here, there = pair(tmp_path, {"d/f.txt": BASE})
-    write(here / "d/f.txt", OURS, mtime_ns=LONG_AGO_NS)
-    write(there / "d/f.txt", THEIRS, mtime_ns=LATER)
-    p2psync(here, "sync", there, code=1)
-    return here, there
+    return fought_over(tmp_path, 0)
 
 
 def test_what_is_open_is_told_with_whose_it_is_on_both_sides(contested: tuple[Path, Path]) -> None:
@@ -176,6 +172,48 @@ def test_the_version_that_is_chosen_is_kept_everywhere(
     wanted = KEPT[keep] if side == 0 else KEPT["theirs" if keep == "ours" else "ours"]
     assert contents(there) == {"d/f.txt": wanted.encode()}
     assert {OURS.encode(), THEIRS.encode()} <= history(here) | set(contents(here).values())
+
+
+@pytest.mark.parametrize("home", [0, 1])
+@pytest.mark.parametrize("decides", [0, 1])
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_what_the_loser_settles_is_settled_whoever_starts_the_next_sync(
+    tmp_path: Path, home: int, decides: int, by_hand: bool
+) -> None:
+    here, there = replicas = fought_over(tmp_path, decides)
+    if by_hand:
+        write(here / "d/f.txt", "both")
+        for copy in copies(here):
+            copy.unlink()
+    else:
+        p2psync(here, "resolve", "--all", "--keep", "ours")
+    p2psync(replicas[home], "sync", replicas[1 - home])
+    assert contents(here) == contents(there) == {"d/f.txt": b"both" if by_hand else OURS.encode()}
+
+
+@pytest.mark.parametrize("home", [0, 1])
+@pytest.mark.parametrize("decides", [0, 1])
+@pytest.mark.parametrize("asked", [0, 1])
+def test_an_edit_by_a_third_that_had_the_winner_opens_no_conflict_anew(
+    tmp_path: Path, home: int, decides: int, asked: int
+) -> None:
+    replicas = fought_over(tmp_path, decides)
+    third = replica(tmp_path / "third")
+    p2psync(replicas[1], "sync", third)
+    write(third / "d/f.txt", "edited")
+    p2psync(replicas[asked], "sync", third)
+    p2psync(replicas[home], "sync", replicas[1 - home])
+    for root in replicas:
+        assert sorted(contents(root).values()) == [b"edited", OURS.encode()]
+
+
+def fought_over(tmp_path: Path, decides: int) -> tuple[Path, Path]:
+    """Make a conflict that the first of two replicas has lost, in a sync that one of them starts."""
+    here, there = replicas = pair(tmp_path, {"d/f.txt": BASE})
+    write(here / "d/f.txt", OURS, mtime_ns=LONG_AGO_NS)
+    write(there / "d/f.txt", THEIRS, mtime_ns=LATER)
+    p2psync(replicas[decides], "sync", replicas[1 - decides], code=1)
+    return replicas
 
 
 def test_both_are_kept_under_names_of_their_own(contested: tuple[Path, Path]) -> None:

@@ -11,12 +11,13 @@ For the tree: what holds something living is a directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from p2psync.core.contested import latest
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import (
     Conflict,
@@ -28,7 +29,7 @@ from p2psync.core.model import (
     Transition,
 )
 from p2psync.core.paths import ancestors, conflict_names, folders_of
-from p2psync.core.vector import NOTHING, Stamp, Version
+from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 
 
 class Pair(NamedTuple):
@@ -66,6 +67,9 @@ class Contest(NamedTuple):
     winner: Version
     lost_here: bool
     """Was the loser ours?"""
+    copy: bytes
+    losers: Collection[ReplicaId | None] = ()
+    """Who may have the loser in an editor: its maker, and the side that had it; none: that is not known."""
 
 
 @dataclass
@@ -200,11 +204,21 @@ class _Judge:
         open in an editor: the winner is set aside then, once. No editor saves over a folder.
         """
         contest = self.facts.contests.get(self.path)
-        unaware = contest is not None and contest == (older.version, by_us)
+        unaware = contest is not None and self._is_unaware(contest, newer, older, by_us)
         displaces = newer.alive and older.kind is not Kind.DIRECTORY and not newer.same_bytes(older)
         if unaware and displaces:
             return self._decide(newer, older, newer, (older,), Resolution.OVERTAKEN)
         return Verdict(newer)
+
+    def _is_unaware(self, contest: Contest, newer: Entry, older: Entry, by_us: bool) -> bool:
+        """Is it who lost, and has not tidied up, that wrote over the winner?"""
+        if contest.winner != older.version or contest.lost_here != by_us:
+            return False
+        pair = self.facts.pairs.get(contest.copy, Pair(None, None))  # if it did not change, it is there
+        copy = pair.ours if by_us else pair.theirs
+        maker = latest(newer.version)
+        is_loser = not contest.losers or (maker is not None and maker.replica in contest.losers)
+        return is_loser and (copy is None or copy.alive)
 
     def _recognise(self, ours: Entry, theirs: Entry) -> Verdict:
         """Judge a version without a past, of a manifest made anew: has the other side had it before?"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Annotated, NamedTuple, Protocol
 
@@ -377,8 +377,8 @@ class Home(Replica, Protocol):
     def stamp(self) -> Stamp:
         """Return a stamp never used before; nothing marked by it may leave before `use_stamp`."""
 
-    def contests(self) -> Mapping[bytes, Contest]:
-        """Return the conflicts settled before whose conflict copies are still there, by path."""
+    def contests(self, paths: Collection[bytes]) -> Mapping[bytes, Contest]:
+        """Return the conflicts about these that were settled before, and whose copies are still there."""
 
     def keep(self, digest: Digest, text: bytes) -> None:
         """Keep a text that both versions of a conflict were made from, for who settles it."""

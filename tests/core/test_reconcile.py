@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -800,6 +800,8 @@ def test_a_new_state_is_a_new_version_that_has_seen_all_before(facts: Facts, pre
 
 # -- conflicts that nobody has tidied up
 
+COPY = first_copy(b"f", leaf("f=a", {OTHER: 1}))
+
 
 @pytest.mark.parametrize("ours_is_newer", [True, False])
 @pytest.mark.parametrize("lost_here", [True, False])
@@ -807,7 +809,7 @@ def test_only_who_lost_is_taken_to_save_over_the_winner_unaware(ours_is_newer: b
     winner, newer = leaf("f=b", {ONE: 1, OTHER: 1}), leaf("f=c", {ONE: 1, OTHER: 2})
     ours, theirs = (newer, winner) if ours_is_newer else (winner, newer)
     facts = pair_of(ours, theirs)
-    facts.contests = {b"f": Contest(winner.version, lost_here)}
+    facts.contests = {b"f": Contest(winner.version, lost_here, COPY)}
     final = outcome(facts)
     assert len(final) == (2 if ours_is_newer == lost_here else 1)
     assert final[b"f"].same_bytes(newer)
@@ -819,17 +821,42 @@ def test_only_who_lost_is_taken_to_save_over_the_winner_unaware(ours_is_newer: b
 
 
 @pytest.mark.parametrize("lost_here", [True, False])
+@pytest.mark.parametrize("losers", [{ONE}, {PARENT, None}, ()], ids=["the maker", "others", "not known"])
+def test_who_was_no_party_to_a_conflict_has_seen_the_winner(
+    lost_here: bool, losers: Collection[ReplicaId | None]
+) -> None:
+    winner, newer = leaf("f=b", {ONE: 1, OTHER: 1}), leaf("f=c", {ONE: 3, OTHER: 2})
+    facts = pair_of(newer, winner) if lost_here else pair_of(winner, newer)
+    facts.contests = {b"f": Contest(winner.version, lost_here, COPY, losers)}
+    assert len(outcome(facts)) == (1 if PARENT in losers else 2)
+
+
+@pytest.mark.parametrize("lost_here", [True, False])
+@pytest.mark.parametrize("by_newer", [True, False])
+def test_who_removed_the_conflict_copy_has_seen_the_winner_though_the_other_has_it_still(
+    lost_here: bool, by_newer: bool
+) -> None:
+    winner, newer = leaf("f=b", {ONE: 1, OTHER: 1}), leaf("f=c", {ONE: 3, OTHER: 1})
+    gone = Entry(kind=Kind.TOMBSTONE, version=Version({OTHER: 1, ONE: 2}))
+    copy = leaf("f=a", {OTHER: 1})
+    facts = Facts({b"f": Pair(newer, winner), COPY: Pair(gone, copy) if by_newer else Pair(copy, gone)})
+    facts = facts if lost_here else swapped(facts)
+    facts.contests = {b"f": Contest(winner.version, lost_here, COPY)}
+    assert len(outcome(facts)) == (1 if by_newer else 2)
+
+
+@pytest.mark.parametrize("lost_here", [True, False])
 def test_a_folder_that_won_and_is_replaced_is_not_set_aside_as_an_empty_one(lost_here: bool) -> None:
     winner, newer = leaf("f/", {ONE: 1, OTHER: 1}), leaf("f=c", {ONE: 1, OTHER: 2})
     facts = pair_of(newer, winner) if lost_here else pair_of(winner, newer)
-    facts.contests = {b"f": Contest(winner.version, lost_here)}
+    facts.contests = {b"f": Contest(winner.version, lost_here, COPY)}
     assert outcome(facts).keys() == {b"f"}
     assert settle(facts).conflicts == []
 
 
 def test_a_winner_that_was_edited_since_is_no_winner_any_more() -> None:
     facts = pair_of(leaf("f=c", {ONE: 2, OTHER: 1}), leaf("f=b", {ONE: 1, OTHER: 1}))
-    facts.contests = {b"f": Contest(Version({ONE: 1}), True)}
+    facts.contests = {b"f": Contest(Version({ONE: 1}), True, COPY)}
     assert len(outcome(facts)) == 1
 
 
@@ -844,7 +871,7 @@ def test_who_lost_sets_nothing_aside_unless_he_saves_other_contents(
     seen = {ONE: 1, OTHER: 2}
     change = leaf(newer, seen) if newer else Entry(kind=Kind.TOMBSTONE, version=Version(seen))
     facts = pair_of(change, winner) if by_us else pair_of(winner, change)
-    facts.contests = {b"f": Contest(winner.version, by_us)}
+    facts.contests = {b"f": Contest(winner.version, by_us, COPY)}
     assert outcome(facts) == shown(tree(left))
 
 
