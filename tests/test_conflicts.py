@@ -192,6 +192,34 @@ def test_what_the_loser_settles_is_settled_whoever_starts_the_next_sync(
 
 
 @pytest.mark.parametrize("home", [0, 1])
+@pytest.mark.parametrize("edited", [False, True])
+def test_of_two_who_settle_a_conflict_in_opposite_ways_neither_loses_what_he_chose(
+    contested: tuple[Path, Path], home: int, edited: bool
+) -> None:
+    for root in contested:
+        p2psync(root, "resolve", "--all", "--keep", "ours")
+    if edited:
+        write(contested[0] / "d/f.txt", OURS + "more\n")
+    ran = p2psync(contested[home], "sync", contested[1 - home], "--json", code=1)
+    assert [conflict["resolution"] for conflict in ran.json["conflicts"]] == ["overtaken"]
+    for root in contested:
+        assert set(contents(root).values()) == {(OURS + "more\n" * edited).encode(), THEIRS.encode()}
+        assert p2psync(root, "conflicts", code=1).out
+
+
+@pytest.mark.parametrize("keep", [("ours", "theirs"), ("theirs", "ours")])
+def test_of_two_who_settle_a_conflict_in_one_way_one_may_go_on_with_it(
+    contested: tuple[Path, Path], keep: tuple[str, str]
+) -> None:
+    here, there = contested
+    for root, choice in zip(contested, keep, strict=True):
+        p2psync(root, "resolve", "--all", "--keep", choice)
+    write(here / "d/f.txt", "edited\n")
+    p2psync(here, "sync", there)
+    assert contents(here) == contents(there) == {"d/f.txt": b"edited\n"}
+
+
+@pytest.mark.parametrize("home", [0, 1])
 @pytest.mark.parametrize("decides", [0, 1])
 @pytest.mark.parametrize("asked", [0, 1])
 def test_an_edit_by_a_third_that_had_the_winner_opens_no_conflict_anew(

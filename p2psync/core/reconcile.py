@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -28,7 +29,7 @@ from p2psync.core.model import (
     Resolution,
     Transition,
 )
-from p2psync.core.paths import ancestors, conflict_names, folders_of
+from p2psync.core.paths import ancestors, conflict_names, folders_of, is_conflict_copy, original
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 
 
@@ -138,8 +139,9 @@ def reconcile(
     """
     plan = Plan()
     verdicts: dict[bytes, Verdict] = {}
+    apart = _settled_apart(facts.pairs)
     for path, pair in facts.pairs.items():
-        judge = _Judge(path, facts, stamp, prefer, plan.questions, policy)
+        judge = _Judge(path, facts, stamp, prefer, plan.questions, policy, apart)
         verdict = judge.mirror(pair) if mirror else judge.judge(pair)
         if verdict is not None:
             verdicts[path] = verdict
@@ -168,6 +170,8 @@ class _Judge:
     prefer: Prefer
     questions: Questions
     policy: Callable[[bytes], Prefer | None]
+    apart: Mapping[bytes, Sequence[bytes]]
+    """Conflict copies that each side has removed without the other, by what they are of."""
 
     def judge(self, pair: Pair) -> Verdict | None:
         ours, theirs = pair
@@ -201,10 +205,12 @@ class _Judge:
         """Take a version that has seen the other.
 
         But who lost a conflict may not know yet that the path holds the winner now, and save over it what was
-        open in an editor: the winner is set aside then, once. No editor saves over a folder.
+        open in an editor: the winner is set aside then, once. No editor saves over a folder. So it is if one
+        side has settled the conflict for the loser, and the other meanwhile for the winner.
         """
         contest = self.facts.contests.get(self.path)
         unaware = contest is not None and self._is_unaware(contest, newer, older, by_us)
+        unaware = unaware or (self.path in self.apart and self._has_taken_copy(older, newer, by_us))
         displaces = newer.alive and older.kind is not Kind.DIRECTORY and not newer.same_bytes(older)
         if unaware and displaces:
             return self._decide(newer, older, newer, (older,), Resolution.OVERTAKEN)
@@ -219,6 +225,17 @@ class _Judge:
         maker = latest(newer.version)
         is_loser = not contest.losers or (maker is not None and maker.replica in contest.losers)
         return is_loser and (copy is None or copy.alive)
+
+    def _has_taken_copy(self, older: Entry, newer: Entry, by_us: bool) -> bool:
+        """Has the newer side put back, since the older version, what was set aside in one of these copies?"""
+        remembered = self._remembered()
+        since = [newer, *(remembered.ours if by_us else remembered.theirs)]
+        return any(
+            copy in islice(conflict_names(self.path, entry.mtime_ns, entry.digest), 2)
+            for copy in self.apart[self.path]
+            for entry in since
+            if older.version <= entry.version
+        )
 
     def _recognise(self, ours: Entry, theirs: Entry) -> Verdict:
         """Judge a version without a past, of a manifest made anew: has the other side had it before?"""
@@ -287,6 +304,17 @@ class _Judge:
         resolution: Resolution | None = None,
     ) -> Verdict:
         return Verdict(_stamped(final, self.stamp, ours, theirs), losers, resolution, True)
+
+
+def _settled_apart(pairs: Mapping[bytes, Pair]) -> dict[bytes, list[bytes]]:
+    """Return, by what they are of, the conflict copies that both sides removed, each without the other."""
+    found: dict[bytes, list[bytes]] = {}
+    for path, (ours, theirs) in pairs.items():
+        if ours is None or theirs is None or ours.alive or theirs.alive or not is_conflict_copy(path):
+            continue
+        if not (ours.version <= theirs.version or theirs.version <= ours.version):
+            found.setdefault(original(path), []).append(path)
+    return found
 
 
 def _is_echo(version: Entry, other: Entry, known: Sequence[Entry]) -> bool:
