@@ -7,7 +7,7 @@ aside, known by the digest of their contents that their names carry.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,7 +17,7 @@ from p2psync.core.contested import makers
 from p2psync.core.detect import vanish
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
-from p2psync.core.paths import conflict_names, is_conflict_copy, join, original, shown, split
+from p2psync.core.paths import is_copy_of, join, original, shown, split
 from p2psync.core.replica import More, Name, Piece
 from p2psync.core.revert import again
 from p2psync.core.vector import ReplicaId
@@ -72,26 +72,13 @@ def open_conflicts(replica: LocalReplica) -> list[Open]:
         if loser is None or not loser.alive or loser.kind is Kind.DIRECTORY:
             continue
         path, at = recorded.get(copy, (original(copy), None))
-        if copy not in recorded and not _is_copy_of(
-            copy, path, [v.entry for v in manifest.past.versions(copy)]
+        if copy not in recorded and not any(
+            version.entry.alive and is_copy_of(copy, path, version.entry.mtime_ns, version.entry.digest)
+            for version in manifest.past.versions(copy)
         ):
             continue
         found.append(_open(replica, path, copy, loser, at))
     return sorted(found, key=lambda conflict: (conflict.path, conflict.copy))
-
-
-def _is_copy_of(copy: bytes, path: bytes, versions: Iterable[Entry]) -> bool:
-    """Does a name carry the digest of what is, or was, there? Then it was made by a sync."""
-    if not is_conflict_copy(copy):
-        return False
-    return any(
-        entry.alive and copy in (name for _, name in zip(range(2), _names(path, entry), strict=False))
-        for entry in versions
-    )
-
-
-def _names(path: bytes, entry: Entry) -> Iterator[bytes]:
-    return conflict_names(path, entry.mtime_ns, entry.digest)
 
 
 def _open(replica: LocalReplica, path: bytes, copy: bytes, loser: Entry, at: int | None) -> Open:

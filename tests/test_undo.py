@@ -13,7 +13,7 @@ import pytest
 from p2psync import apply
 from p2psync.contents import Contents
 from p2psync.core.model import Action, Entry, action_of
-from p2psync.core.revert import CHANGED, HOLDS_MORE
+from p2psync.core.revert import CHANGED, HOLDS_MORE, OPEN_CONFLICT
 from p2psync.disk import exchange
 from p2psync.errors import Exit, ReplicaError
 from p2psync.undo import NOT_KEPT, NotFound, Outcome, contents, past, restore, undo, write_copy
@@ -224,6 +224,21 @@ def test_a_conflict_is_taken_back_with_its_copy(tmp_path: Path) -> None:
     assert sorted(data_of(here).values()) == [b"\0mine", b"\0theirs"]
     assert sorted(done(undo_at(here)).values()) == [Action.DELETE, Action.UPDATE]
     assert data_of(here) == {b"f": b"\0mine"}
+
+
+def test_who_has_won_a_conflict_does_not_settle_it_by_an_undo(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {b"f": b"\0"})
+    put(here, b"f", b"\0mine")
+    put(there, b"f", b"\0theirs")
+    put(here, b"g", b"new")
+    os.utime(here / "f", ns=(OLD_NS, OLD_NS))
+    sync(there, here)
+    both = {path: data for path, data in data_of(there).items() if path != b"g"}
+    outcome = undo_at(there)
+    assert [problem.why for problem in outcome.problems] == [OPEN_CONFLICT]
+    assert [step.path for step in outcome.transitions] == [b"g"]
+    sync(there, here)
+    assert data_of(there) == data_of(here) == both
 
 
 def test_only_the_run_that_is_named_is_taken_back(tmp_path: Path) -> None:

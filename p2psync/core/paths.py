@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -138,6 +138,11 @@ def conflict_names(path: bytes, mtime_ns: int, digest: Digest) -> Iterator[bytes
 def is_conflict_copy(path: bytes) -> bool:
     """Was `path` named by `conflict_names`?"""
     return _CONFLICT_MARK.search(split(path)[1]) is not None
+
+
+def is_copy_of(copy: bytes, path: bytes, mtime_ns: int, digest: Digest) -> bool:
+    """Is `copy` one of the two usual names of a conflict copy of that version of `path`?"""
+    return copy in islice(conflict_names(path, mtime_ns, digest), 2)
 
 
 def original(copy: bytes) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -29,7 +28,7 @@ from p2psync.core.model import (
     Resolution,
     Transition,
 )
-from p2psync.core.paths import ancestors, conflict_names, folders_of, is_conflict_copy, original
+from p2psync.core.paths import ancestors, conflict_names, folders_of, is_conflict_copy, is_copy_of, original
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 
 
@@ -231,7 +230,7 @@ class _Judge:
         remembered = self._remembered()
         since = [newer, *(remembered.ours if by_us else remembered.theirs)]
         return any(
-            copy in islice(conflict_names(self.path, entry.mtime_ns, entry.digest), 2)
+            is_copy_of(copy, self.path, entry.mtime_ns, entry.digest)
             for copy in self.apart[self.path]
             for entry in since
             if older.version <= entry.version

@@ -13,12 +13,13 @@ from msgspec.structs import replace
 
 from p2psync.core.detect import vanish
 from p2psync.core.model import Entry, Kind, Problem, Transition
-from p2psync.core.paths import ancestors
+from p2psync.core.paths import ancestors, is_conflict_copy, is_copy_of, original
 from p2psync.core.vector import Stamp
 
 CHANGED = "was changed since"
 HOLDS_MORE = "holds what came since"
 NO_FOLDER = "a folder on the way to it is no folder any more"
+OPEN_CONFLICT = "is the other version of a conflict: `p2psync resolve` settles it"
 NO_WAY = "a folder on the way to it is left alone"
 
 _NEVER_WAS = Entry(kind=Kind.TOMBSTONE)
@@ -74,6 +75,7 @@ def revert(changes: Iterable[Changed], present: Present, stamp: Stamp, force: bo
             left[change.path] = CHANGED
         else:
             wanted[change.path] = again(change.goal, now, stamp) if change.goal else vanish(now, stamp)
+    _spare_copies(wanted, left, present)
     _spare_folders(wanted, left, present)
     for path in sorted(path for path, entry in wanted.items() if entry.alive):
         if why := _make_way(path, wanted, left, present, stamp):
@@ -95,6 +97,21 @@ def _same(goal: Entry | None, now: Entry) -> bool:
 def again(goal: Entry, now: Entry, stamp: Stamp) -> Entry:
     """Return what was, as a version that follows the present one."""
     return replace(goal, version=now.version.bump(stamp), revision=now.revision + 1)
+
+
+def _spare_copies(wanted: dict[bytes, Entry], left: dict[bytes, str], present: Present) -> None:
+    """Leave alone the conflict copies that would go, but for those whose contents have the path again.
+
+    Else that would go everywhere, and settle the conflict against who made it.
+    """
+    for copy in [path for path, entry in wanted.items() if not entry.alive and is_conflict_copy(path)]:
+        now, path = present.entries[copy], original(copy)
+        there = wanted.get(path, present.entries.get(path))
+        if now is None or (there is not None and there.same_bytes(now)):
+            continue
+        if is_copy_of(copy, path, now.mtime_ns, now.digest):
+            del wanted[copy]
+            left[copy] = OPEN_CONFLICT
 
 
 def _spare_folders(wanted: dict[bytes, Entry], left: dict[bytes, str], present: Present) -> None:
