@@ -7,6 +7,7 @@ aside, known by the digest of their contents that their names carry.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,12 +17,12 @@ from xxhash import xxh3_128_digest
 from p2psync.core.contested import makers
 from p2psync.core.detect import vanish
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
+from p2psync.core.model import Digest, Entry, Kind, Problem, Transition, needs_content
 from p2psync.core.paths import is_copy_of, join, original, shown, split
 from p2psync.core.replica import More, Name, Piece
 from p2psync.core.revert import again
 from p2psync.core.vector import ReplicaId
-from p2psync.errors import Exit, P2PSyncError, ReplicaError
+from p2psync.errors import Exit, P2PSyncError
 from p2psync.local import LocalReplica
 
 
@@ -178,34 +179,36 @@ def settle(
         merged: the text that the path of the only one of them gets, if it was merged elsewhere.
         dry_run: only tell.
 
+    What cannot be settled is left alone, and keeps nothing else from being settled.
+
     Raises:
-        NoConflict: `merged` is wanted of what was not edited; or two choices are about one path.
         ReplicaError: it cannot be carried out.
     """
-    inner = {conflict.path: conflict for conflict, _ in choices}
-    for conflict, _ in choices:
-        if conflict.copy in inner:
-            raise NoConflict(
-                f"{shown(conflict.copy)}, which was set aside from {shown(conflict.path)}, has a version set"
-                f" aside itself: settle that first, by its copy {shown(inner[conflict.copy].copy)}"
-            )
+    inner = {conflict.path: conflict.copy for conflict, _ in choices}
+    kept = Counter(conflict.path for conflict, keep in choices if _keeps_copy(conflict, keep))
     stamp = replica.stamp()
     steps: list[Transition] = []
-    told: list[tuple[Open, str]] = []
+    told: dict[bytes, tuple[Open, str]] = {}
     taken: set[bytes] = set()
-    replaced: set[bytes] = set()
+    problems: list[Problem] = []
     for conflict, keep in choices:
         path, copy = conflict.path, conflict.copy
         now, loser = replica.lookup([Name(path, False), Name(copy, False)]).entries
         if loser is None or not loser.alive:
             continue
-        if merged is not None or _keeps_copy(conflict, keep):
-            if path in replaced:
-                raise NoConflict(
-                    f"{shown(path)} has several versions set aside: settle them one by one, by their copies,"
-                    " or with --prefer newest"
-                )
-            replaced.add(path)
+        if copy in inner:
+            why = f"its version {shown(copy)} has one set aside itself: settle {shown(inner[copy])} first"
+            problems.append(Problem(path, why))
+            continue
+        if kept[path] > 1 and _keeps_copy(conflict, keep):
+            problems.append(Problem(copy, f"is one of several versions of {shown(path)}: {_ONE_BY_ONE}"))
+            continue
+        if merged is None and keep is Keep.MERGED and not conflict.is_edited:
+            problems.append(Problem(path, _NOT_EDITED))
+            continue
+        if now is not None and _keeps_copy(conflict, keep) and replica.children(path):
+            problems.append(Problem(path, _IS_FOLDER))
+            continue
         wanted: Entry | None = None
         if merged is not None:
             like = now if now is not None and now.alive else loser
@@ -214,31 +217,40 @@ def settle(
             path = _free(replica, path, taken)
             (now,) = replica.lookup([Name(path, False)]).entries
             wanted, how = loser, f"both; the other as {shown(path)}"
-        elif keep is Keep.MERGED and not conflict.is_edited:
-            raise NoConflict(
-                f"{shown(path)} was not edited since the conflict: merge it there, or with --tool, or say"
-                " --keep ours or theirs"
-            )
         else:
             wanted, how = (loser if _keeps_copy(conflict, keep) else None), keep.value
         if wanted is not None:
             steps.append(Transition(path, now, again(wanted, now or _NEVER_WAS, stamp)))
         steps.append(Transition(copy, loser, vanish(loser, stamp), (path,) if wanted is not None else ()))
-        told.append((conflict, how))
-    problems: list[Problem] = []
-    if steps and not dry_run:
-        replica.use_stamp(stamp)
+        told[copy] = (conflict, how)
+    if dry_run:
+        return Settled(list(told.values()), problems)
+    while steps:
         lacking = {content.digest for content in replica.prepare(steps, own=True)}
+        short = {step.path for step in steps if needs_content(step) and step.wanted.digest in lacking}
+        if merged is not None or not short:
+            break
+        gone = {step.path for step in steps if not short.isdisjoint(step.after)}
+        problems += [Problem(told.pop(copy)[0].path, _LACKING) for copy in sorted(gone)]
+        steps = [step for step in steps if step.path not in short | gone]
+    failed: set[bytes] = set()
+    if steps:
+        replica.use_stamp(stamp)
         if merged is not None:
             replica.stage([[Piece(Digest(xxh3_128_digest(merged)), merged, More.LAST)]])
-        elif lacking:
-            raise ReplicaError("a version that is to be kept was changed meanwhile; look at it and try again")
         about = shown(choices[0][0].path) if len(choices) == 1 else f"{len(choices)} conflicts"
         for applied in replica.apply("resolve", about):
             problems += applied.problems
-    failed = {problem.path for problem in problems}
-    done = [one for one in told if failed.isdisjoint((one[0].path, one[0].copy))]
-    return Settled(done, problems)
+            failed.update(problem.path for problem in applied.problems)
+    return Settled([one for one in told.values() if failed.isdisjoint((one[0].path, one[0].copy))], problems)
+
+
+_ONE_BY_ONE = "settle them one by one, by their copies, or with --prefer newest"
+_NOT_EDITED = (
+    "was not edited since the conflict: merge it there, or with --tool, or say --keep ours or theirs"
+)
+_IS_FOLDER = "is a folder now, with files in it: move these away first, or say --keep both"
+_LACKING = "a version that is to be kept was changed meanwhile; look at it and try again"
 
 
 def _keeps_copy(conflict: Open, keep: Keep) -> bool:

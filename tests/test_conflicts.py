@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from p2psync.conflicts import Keep, NoConflict, keep_copy, one_copy_each, open_conflicts, settle
+from p2psync.conflicts import Keep, keep_copy, one_copy_each, open_conflicts, settle
 from p2psync.core.contested import makers
 from p2psync.core.model import Entry, Kind
 from p2psync.core.vector import ReplicaId, Stamp, Version
-from p2psync.errors import ReplicaError
 from tests.cli_support import (
     LONG_AGO_NS,
     assert_same,
@@ -258,7 +257,7 @@ def test_both_are_kept_under_names_of_their_own(contested: tuple[Path, Path]) ->
 
 def test_what_was_merged_by_hand_is_kept(contested: tuple[Path, Path]) -> None:
     here, there = contested
-    said = p2psync(here, "resolve", "d", "--keep", "merged", code=2).err
+    said = p2psync(here, "resolve", "d", "--keep", "merged", code=1).err
     assert "was not edited since the conflict" in said
     write(here / "d/f.txt", "merged\n")
     assert p2psync(here, "conflicts", "--json", code=1).json["conflicts"][0]["edited"]
@@ -313,8 +312,9 @@ def test_of_several_copies_one_is_kept(contested: tuple[Path, Path], tmp_path: P
     with opened(here) as local:
         local.scan(True)
         both = [(one, keep_copy(one, True)) for one in open_conflicts(local)]
-        with pytest.raises(NoConflict, match="several versions set aside"):
-            settle(local, both)
+        refused = settle(local, both)
+        assert not refused.conflicts
+        assert {problem.path for problem in refused.problems} == {one.copy for one, _ in both}
         settled = settle(local, one_copy_each(both))
     assert len(settled.conflicts) == 2 and not settled.problems
     assert contents(here) == {"d/f.txt": b"third\n"}
@@ -333,10 +333,10 @@ def test_a_copy_that_has_a_copy_itself_is_settled_after_that(contested: tuple[Pa
         local.scan(True)
         first, second = open_conflicts(local)
         inner = second if first.copy == outer.copy else first
-    ran = p2psync(here, "resolve", "--all", "--keep", "ours", code=2)
-    assert "settle that first, by its copy" in ran.err and os.fsdecode(inner.copy) in ran.err
-    assert contents(here) == before
-    p2psync(here, "resolve", os.fsdecode(inner.copy), "--keep", "ours")
+    ran = p2psync(here, "resolve", "--all", "--keep", "ours", code=1)
+    assert "has one set aside itself" in ran.err and os.fsdecode(inner.copy) in ran.err
+    assert contents(here)["d/f.txt"] == before["d/f.txt"]
+    assert os.fsdecode(inner.copy) not in contents(here)
     p2psync(here, "resolve", "--all", "--keep", "ours")
     assert contents(here).keys() == {"d/f.txt"}
 
@@ -350,10 +350,51 @@ def test_a_version_that_cannot_be_had_is_not_taken_for_kept(tmp_path: Path) -> N
         local.scan(True)
         (conflict,) = open_conflicts(local)
         write(there / os.fsdecode(conflict.copy), "saved meanwhile")
-        with pytest.raises(ReplicaError, match="changed meanwhile"):
-            settle(local, [(conflict, Keep.THEIRS)])
+        settled = settle(local, [(conflict, Keep.THEIRS)])
+    (problem,) = settled.problems
+    assert problem.path == b"f" and "changed meanwhile" in problem.why
+    assert settled.conflicts == []
     assert contents(there)["f"] == b"\0theirs"
     assert b"saved meanwhile" in contents(there).values()
+
+
+def test_of_several_only_the_one_that_cannot_be_had_stays_open(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"f": b"\0base", "g": b"\0base"})
+    for number, root in enumerate((here, there)):
+        for name in ("f", "g"):
+            write(root / name, b"\0%s %d" % (name.encode(), number), mtime_ns=LONG_AGO_NS + number)
+    p2psync(here, "sync", there, code=1)
+    with opened(there) as local:
+        local.scan(True)
+        first, second = open_conflicts(local)
+        write(there / os.fsdecode(first.copy), "saved meanwhile")
+        settled = settle(local, [(one, Keep.THEIRS) for one in (first, second)])
+    assert [problem.path for problem in settled.problems] == [b"f"]
+    assert [one.path for one, _ in settled.conflicts] == [b"g"]
+    assert contents(there)["g"] == b"\0g 0" and contents(there)["f"] == b"\0f 1"
+
+
+@pytest.mark.parametrize("dry", [(), ("-n",)])
+def test_a_folder_that_holds_files_is_not_replaced_and_keeps_nothing_from_being_settled(
+    tmp_path: Path, dry: tuple[str, ...]
+) -> None:
+    here, there = pair(tmp_path, {"z": "base", "other": "base"})
+    (here / "z").unlink()
+    write(here / "z/in", "inner")
+    write(there / "z", "edited")
+    p2psync(here, "sync", there, code=1)
+    for number, root in enumerate((here, there)):
+        for name in ("z/in", "other"):
+            write(root / name, f"{name} {number}", mtime_ns=LONG_AGO_NS + number)
+    p2psync(here, "sync", there, code=1)
+    ran = p2psync(there, "resolve", "--all", "--keep", "ours", *dry, code=1)
+    assert "left alone: z: is a folder now, with files in it" in ran.err
+    assert ran.out.count("settled") == 2
+    if not dry:
+        p2psync(there, "resolve", "z", "--keep", "both")
+        assert contents(there) == {"z/in": b"z/in 1", "z-2": b"edited", "other": b"other 1"}
+    else:
+        assert len(copies(there)) == 3
 
 
 def test_a_copy_stays_if_the_file_could_not_be_replaced(contested: tuple[Path, Path]) -> None:
