@@ -213,7 +213,7 @@ complete -c p2psync -n '__p2psync_is status' -l json -d 'Print one JSON document
 complete -c p2psync -n '__p2psync_is status' -s h -l help -d 'Show this message and exit'
 complete -c p2psync -n '__p2psync_is sync' -s n -l dry-run -d 'Only show what would happen'
 complete -c p2psync -n '__p2psync_is sync' -l prefer -x -a 'both newest local peer skip' -d 'What becomes of versions that do not merge'
-complete -c p2psync -n '__p2psync_is sync' -l path -r -F -d 'Only sync PATH, and what is below it'
+complete -c p2psync -n '__p2psync_is sync' -l path -r -F -d 'Only sync PATH, with what is below it, and conflict copies of it'
 complete -c p2psync -n '__p2psync_is sync' -l exclude -x -d 'Leave out what matches PATTERN, in the syntax of .p2pignore, in this run'
 complete -c p2psync -n '__p2psync_is sync' -l include -x -d 'But not what matches PATTERN; no folder above it may be left out'
 complete -c p2psync -n '__p2psync_is sync' -l exclude-from -r -F -d 'Leave out what matches a line of FILE'

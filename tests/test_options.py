@@ -304,6 +304,21 @@ def test_questions_are_answered_for_those_who_cannot(tmp_path: Path) -> None:
     assert contents(tmp_path / "there") == {"f": b"1"}
 
 
+@pytest.mark.parametrize(
+    ("option", "comes"), [(["--path", "f"], True), (["--exclude", "*.sync-conflict-*"], False)]
+)
+def test_what_lost_a_conflict_elsewhere_is_not_replaced_without_its_copy(
+    tmp_path: Path, option: list[str], comes: bool
+) -> None:
+    here, there, third = (replica(tmp_path / name) for name in ("here", "there", "third"))
+    for number, root in enumerate((here, there)):
+        write(root / "f", f"by {root.name}", mtime_ns=LONG_AGO_NS + number)
+    p2psync(here, "sync", third)
+    p2psync(there, "sync", third, code=1)
+    p2psync(here, "sync", third, *option)
+    assert sorted(contents(here).values()) == ([b"by here", b"by there"] if comes else [b"by here"])
+
+
 # -- whatever was left out, the next sync without a filter converges
 
 

@@ -104,7 +104,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             metavar="PATH",
             type=click.Path(path_type=bytes),
-            help="Only sync PATH, and what is below it.",
+            help="Only sync PATH, with what is below it, and conflict copies of it.",
         ),
     ):
         result = option(result)

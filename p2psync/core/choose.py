@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from p2psync.core.ignore import Ignore, views
 from p2psync.core.model import Action, Entry, Kind, Transition, action_of
-from p2psync.core.paths import ancestors, folders_of, is_within
+from p2psync.core.paths import ancestors, folders_of, is_conflict_copy, is_within, original
 from p2psync.core.reconcile import Plan
 
 
@@ -34,7 +34,7 @@ class Filter:
 
     mode: Mode = Mode.TWO_WAY
     within: tuple[bytes, ...] = ()
-    """Only these paths, and what is below them; empty: all."""
+    """Only these paths, with what is below them and their conflict copies; empty: all."""
     patterns: bytes = b""
     """What is left out, as an ignore file at the root has it."""
     max_size: int | None = None
@@ -132,11 +132,14 @@ def too_large(sizes: Mapping[bytes, int], room: int) -> set[bytes] | None:
 def _admits(wanted: Filter, mounts: Collection[bytes]) -> Callable[[Transition], bool]:
     view_of = views(Ignore.top(rules=wanted.patterns))
 
+    def of(path: bytes) -> tuple[bytes, ...]:
+        return (path, original(path)) if is_conflict_copy(path) else (path,)
+
     def admits(step: Transition) -> bool:
         path = step.path
         if action_of(step) is Action.NOTHING:  # only what is known of it changes
             return True
-        if wanted.within and not any(is_within(path, folder) for folder in wanted.within):
+        if wanted.within and not any(is_within(one, folder) for one in of(path) for folder in wanted.within):
             return False
         if wanted.one_file_system and any(is_within(path, mount) and path != mount for mount in mounts):
             return False

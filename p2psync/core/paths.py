@@ -137,7 +137,7 @@ def conflict_names(path: bytes, mtime_ns: int, digest: Digest) -> Iterator[bytes
 
 def is_conflict_copy(path: bytes) -> bool:
     """Was `path` named by `conflict_names`?"""
-    return _CONFLICT_MARK.search(split(path)[1]) is not None
+    return b".sync-conflict-" in path and _CONFLICT_MARK.search(split(path)[1]) is not None
 
 
 def is_copy_of(copy: bytes, path: bytes, mtime_ns: int, digest: Digest) -> bool:

@@ -148,14 +148,17 @@ def reconcile(
     if prefer is Prefer.SKIP:
         _skip_conflicts(verdicts, plan)
     after = _set_losers_aside(verdicts, facts.pairs, stamp, plan)
+    copies = _living_copies(verdicts)
     for path in sorted(verdicts):
         verdict = verdicts[path]
         pair = facts.pairs[path]
         plan.decided |= verdict.decided
         for side, current in ((plan.ours, pair.ours), (plan.theirs, pair.theirs)):
             if current != verdict.final:
-                step = Transition(path, current, verdict.final, after.get(path, ()), verdict.resolution)
-                side.append(step)
+                before = after.get(path, ())
+                if copies and current and not (before or current.same_bytes(verdict.final)):
+                    before = copies.get((path, current.digest), ())
+                side.append(Transition(path, current, verdict.final, before, verdict.resolution))
     return plan
 
 
@@ -469,6 +472,18 @@ def _set_losers_aside(
         if not verdict.losers:
             plan.conflicts.append(Conflict(path, verdict.resolution))
     return after
+
+
+def _living_copies(verdicts: Mapping[bytes, Verdict]) -> dict[tuple[bytes, Digest], tuple[bytes]]:
+    """Return the conflict copies that there will be, by what they are of and what is in them.
+
+    They have to exist before that goes also where it was decided elsewhere which version wins.
+    """
+    return {
+        (original(path), verdict.final.digest): (path,)
+        for path, verdict in verdicts.items()
+        if verdict.final.digest and is_conflict_copy(path)
+    }
 
 
 def _find_copy(

@@ -46,6 +46,12 @@ def test_only_what_is_below_a_path_and_the_folders_on_the_way() -> None:
     assert left(Filter(within=(b"d",)), *steps) == [b"d", b"d/f", b"d/g"]
 
 
+def test_conflict_copies_come_with_what_they_are_of() -> None:
+    copies = [b"%s.sync-conflict-20200913-122640-DGU3PTA" % path for path in (b"d/f", b"d/g")]
+    lose = Transition(b"d/f", file(b"ours"), file(b"theirs"), (copies[0],))
+    assert left(Filter(within=(b"d/f",)), lose, *map(new, copies)) == [b"d/f", copies[0]]
+
+
 def test_patterns_as_in_an_ignore_file() -> None:
     steps = [new(b"a.o"), new(b"keep.o"), Transition(b"tmp", None, directory()), new(b"tmp/x"), new(b"b")]
     assert left(Filter(patterns=b"*.o\n!keep.o\n/tmp/\n"), *steps) == [b"keep.o", b"b"]

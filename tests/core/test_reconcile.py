@@ -845,6 +845,18 @@ def test_who_removed_the_conflict_copy_has_seen_the_winner_though_the_other_has_
     assert len(outcome(facts)) == (1 if by_newer else 2)
 
 
+@pytest.mark.parametrize("turn", [lambda facts: facts, swapped], ids=["ours", "theirs"])
+@pytest.mark.parametrize("final", ["f=b", "", "f/"])
+def test_what_a_decision_made_elsewhere_displaces_goes_after_its_conflict_copy_is_there(
+    turn: Callable[[Facts], Facts], final: str
+) -> None:
+    lost, seen = leaf("f=a", {OTHER: 1}), {OTHER: 1, ONE: 1}
+    won = leaf(final, seen) if final else Entry(kind=Kind.TOMBSTONE, version=Version(seen))
+    plan = settle(turn(Facts({b"f": Pair(lost, won), COPY: Pair(None, leaf("f=a", seen))})))
+    after = {step.path: step.after for step in (*plan.ours, *plan.theirs)}
+    assert after == {b"f": (COPY,), COPY: ()}
+
+
 @pytest.mark.parametrize("lost_here", [True, False])
 def test_a_folder_that_won_and_is_replaced_is_not_set_aside_as_an_empty_one(lost_here: bool) -> None:
     winner, newer = leaf("f/", {ONE: 1, OTHER: 1}), leaf("f=c", {ONE: 1, OTHER: 2})
