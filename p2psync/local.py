@@ -848,9 +848,9 @@ class LocalReplica:
             self._manifest.remint(max(since, self._manifest.replicas.acknowledged_by(peer)))
         return self.identity
 
-    def nonce(self, seq: int) -> int | None:
-        """Return the nonce of the change of that number, None if it is not recalled."""
-        return self._manifest.nonce(seq)
+    def recalled(self) -> Sequence[Point]:
+        """Return the changes that are recalled, the earliest first."""
+        return self._manifest.recalled()
 
     def files(self) -> int:
         """Return how many files there are, as far as the last scan has seen."""

@@ -31,7 +31,7 @@ from p2psync.columns import (
 from p2psync.core.model import Digest, Entry, Kind, Record, Row
 from p2psync.core.order import WHOLE_FOLDER
 from p2psync.core.paths import join, split
-from p2psync.core.replica import VERSIONS, Change, Identity, Point
+from p2psync.core.replica import RECALLED, RECALLED_STEP, VERSIONS, Change, Identity, Point
 from p2psync.core.vector import NOTHING, ReplicaId, Stamp, Version
 from p2psync.database import DAMAGED, connect, copied, is_sound, mark_damaged, told
 from p2psync.errors import Damaged, ReplicaError
@@ -120,10 +120,6 @@ _UPGRADES = {
     ),
 }
 """What brings a manifest of an older format to the next one."""
-
-
-RECALLED = 100_000
-"""Changes of its own that a replica recalls: who has not met it for so many takes it for a copy."""
 
 
 class Manifest:
@@ -330,12 +326,15 @@ class Manifest:
     def point(self) -> Point:
         """Return how far the changes go."""
         seq = self.newest()
-        return Point(seq, self.nonce(seq) or 0)
+        return Point(seq, self._nonce(seq) or 0)
 
-    def nonce(self, seq: int) -> int | None:
-        """Return the nonce of the change of that number, None if it is not recalled."""
+    def _nonce(self, seq: int) -> int | None:
         found = self._db.execute("SELECT nonce FROM nonce WHERE seq = ?", (seq,)).fetchone()
         return int(found[0]) if found else None
+
+    def recalled(self) -> list[Point]:
+        """Return the changes that are recalled, the earliest first."""
+        return [Point(*found) for found in self._db.execute("SELECT seq, nonce FROM nonce ORDER BY seq")]
 
     def has_used(self, tick: int) -> bool:
         """Has this replica ever used this tick, as far as it recalls?"""
@@ -351,8 +350,9 @@ class Manifest:
         )
 
     def recalls(self, seq: int, nonce: int) -> bool:
-        """Was there ever this change?"""
-        return seq == 0 or (seq, nonce) in self._db.execute("SELECT * FROM nonce WHERE seq = ?", (seq,))
+        """Was there ever this change, as far as it recalls?"""
+        known = self._nonce(seq)
+        return seq <= max(0, self.newest() - RECALLED) if known is None else known == nonce
 
     def place(self) -> bytes | None:
         """Return where the manifest was when it got its identity; None if that is not known."""
@@ -389,7 +389,7 @@ class Manifest:
         self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'seq'")
         seq = self._number("seq")
         self._db.execute("INSERT INTO nonce VALUES (?, ?)", (seq, _random_bits(63)))
-        self._db.execute("DELETE FROM nonce WHERE seq = ?", (seq - RECALLED,))
+        self._db.execute("DELETE FROM nonce WHERE seq = ? AND seq % ? != 0", (seq - RECALLED, RECALLED_STEP))
         return seq
 
     def _meta(self, key: str, kind: type[_T]) -> _T:

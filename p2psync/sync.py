@@ -6,6 +6,7 @@ knows. Each step is written once and done for both sides, at the same time where
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import threading
 import time
@@ -34,6 +35,8 @@ from p2psync.core.paths import IGNORE_FILE, split
 from p2psync.core.reconcile import Facts, MergeQuestion, Pair, Plan, Questions, Remembered, Text, reconcile
 from p2psync.core.replica import (
     MAX_PATHS,
+    RECALLED,
+    RECALLED_STEP,
     Ask,
     Content,
     Home,
@@ -43,6 +46,7 @@ from p2psync.core.replica import (
     More,
     Name,
     Piece,
+    Point,
     Replica,
     Scanned,
     Want,
@@ -517,15 +521,20 @@ def _prepare(side: Side, other: Side) -> list[Content]:
 
 def _newest_common(home: Home, copy: Replica) -> int:
     """Return the newest change that two states of one replica both recall, as its sequence number."""
-    low, high = 0, home.point().seq
-    while low < high:
-        middle = (low + high + 1) // 2
-        nonce = home.nonce(middle)
-        if nonce is not None and copy.recalls(middle, nonce):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    recalled = home.recalled()
+    common = _common(copy, [point for point in recalled if point.seq % RECALLED_STEP == 0])
+    known = max(
+        common, copy.newest() - RECALLED
+    )  # what the copy does not recall before that it would not doubt
+    return (
+        _common(copy, [point for point in recalled if known < point.seq < common + RECALLED_STEP]) or common
+    )
+
+
+def _common(copy: Replica, points: Sequence[Point]) -> int:
+    """Return the last of some changes that a copy recalls; 0: none."""
+    count = bisect.bisect_left(points, True, key=lambda point: not copy.recalls(point.seq, point.nonce))
+    return points[count - 1].seq if count else 0
 
 
 def _rules(side: Side, other: Side) -> bytes:

@@ -21,6 +21,7 @@ from p2psync.errors import Exit
 from p2psync.local import LocalReplica
 from p2psync.progress import Silent
 from p2psync.run import Options
+from p2psync.sync import _newest_common
 from tests.support import contents_of, history, make_tree, new_replica, opened, snapshot, sync, write
 
 Break = Callable[[Path, Path], None]
@@ -76,6 +77,57 @@ def test_a_replica_that_moves_stays_what_it_is(tmp_path: Path) -> None:
     before = identity(root)
     root.rename(tmp_path / "moved")
     assert identity(tmp_path / "moved") == before
+
+
+def commit(root: Path, times: int) -> None:
+    """Make a number of commits."""
+    for number in range(times):
+        make_tree(root, {b"often": b"%d" % number}, mtime_ns=number)
+        with opened(root) as replica:
+            replica.scan(keep=True)
+
+
+def recall_little(monkeypatch: pytest.MonkeyPatch, changes: int, step: int) -> None:
+    for module in ("manifest", "sync"):
+        monkeypatch.setattr(f"p2psync.{module}.RECALLED", changes)
+        monkeypatch.setattr(f"p2psync.{module}.RECALLED_STEP", step)
+
+
+def test_who_was_away_for_more_changes_than_are_recalled_takes_nobody_for_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recall_little(monkeypatch, 3, 100)
+    root, stick, third = (new_replica(tmp_path / name) for name in ("root", "stick", "third"))
+    make_tree(root, {b"f": b"1"})
+    sync(root, stick)
+    commit(root, 5)
+    make_tree(root, {b"deleted": b"2"})
+    sync(root, third)
+    (third / "deleted").unlink()
+    before = identity(root)
+    sync(root, stick)
+    assert identity(root) == before
+    settle(root, third, stick)
+    assert not (root / "deleted").exists()
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 50])
+@pytest.mark.parametrize(("shared", "here", "there"), [(9, 2, 1), (9, 1, 9), (4, 9, 2), (3, 0, 4), (3, 4, 0)])
+def test_what_two_states_of_a_replica_have_in_common_is_found_among_what_they_recall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, shared: int, here: int, there: int
+) -> None:
+    recall_little(monkeypatch, 4, step)
+    monkeypatch.setattr(LocalReplica, "_settle", lambda self, sidecar: None)
+    root = new_replica(tmp_path / "root")
+    commit(root, shared)
+    copy(root, tmp_path / "copy")
+    commit(root, here)
+    commit(tmp_path / "copy", there)
+    with opened(root) as home, opened(tmp_path / "copy") as other:
+        common = _newest_common(home, other)
+        assert common <= shared
+        recalled = {point.seq for point in home.recalled()} & {point.seq for point in other.recalled()}
+        assert common == max((seq for seq in recalled if seq <= shared), default=0)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

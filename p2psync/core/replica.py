@@ -27,6 +27,11 @@ AnyReplica = Annotated[ReplicaId, _Count]
 _Rules = Annotated[bytes, msgspec.Meta(max_length=256)]
 AnyDigest = Annotated[Digest, msgspec.Meta(min_length=16, max_length=16)]
 
+RECALLED = 100_000
+"""Changes of its own that a replica recalls. Those before are not doubted: who has not met it for so long must not
+take it for a copy."""
+RECALLED_STEP = 1000
+"""Of those before, it recalls each of a number that this divides: to find what two states have in common."""
 MAX_ITEMS = 1 << 14
 """More cannot be in a frame of a MiB: a list of empty lists takes seventy times its bytes in memory."""
 FEW = msgspec.Meta(max_length=MAX_ITEMS)
@@ -383,8 +388,8 @@ class Home(Replica, Protocol):
     def keep(self, digest: Digest, text: bytes) -> None:
         """Keep a text that both versions of a conflict were made from, for who settles it."""
 
-    def nonce(self, seq: int) -> int | None:
-        """Return the nonce of the change of that number, None if it is not recalled."""
+    def recalled(self) -> Sequence[Point]:
+        """Return the changes of its own that are recalled, the earliest first."""
 
     def use_stamp(self, stamp: Stamp) -> None:
         """Make the tick of a stamp durable (I2)."""
