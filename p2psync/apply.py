@@ -35,7 +35,7 @@ from p2psync.disk import (
     sync_file_system,
     write_in,
 )
-from p2psync.folders import Folders
+from p2psync.folders import STUCK, Folders
 from p2psync.history import History
 from p2psync.stage import Stage
 
@@ -292,7 +292,7 @@ class Applier:
         shelf, kept = self._history.shelf(path)
         write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _is_expected(kept, shelf, row):
-            write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+            _bring_back(kept, shelf, name, directory)
             raise Refused("was changed while it was to be deleted")
         return Row(wanted)
 
@@ -338,13 +338,13 @@ class Applier:
         _, kept = self._history.shelf(path)
         write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _put_away(kept, shelf, row):
-            write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+            _bring_back(kept, shelf, name, directory)
             raise Refused(_IN_USE if row.entry.kind is Kind.DIRECTORY else _EDITED)
         try:
             write_in(directory, lambda: rename_new(new, shelf, name, directory))
         except OSError:
             if row.entry.kind is not Kind.DIRECTORY:
-                write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+                _bring_back(kept, shelf, name, directory)
             raise
 
     def _staged(self, path: bytes) -> tuple[int, bytes]:
@@ -383,9 +383,9 @@ def _check_unchanged(name: bytes, directory: int, row: Row) -> None:
     elif same and entry.kind is Kind.DIRECTORY:
         same = st.st_mode & 0o777 == entry.mode
     elif same and entry.kind is Kind.FILE:
-        same = row.stat == stat_of(st)
-        if same and row.racy:
-            same = hash_file(name, directory)[0] == entry.digest
+        same = _is_like(st, row)
+        if same and (row.racy or stat_of(st) != row.stat):  # the ctime: another link to it went, maybe
+            same = st.st_mode & 0o777 == entry.mode and hash_file(name, directory)[0] == entry.digest
     if not same:
         raise Refused("was changed meanwhile; the next sync will look at it")
 
@@ -410,6 +410,11 @@ def _is_expected(name: bytes, directory: int, row: Row) -> bool:
     st = lstat(name, directory)
     if row.entry.kind is Kind.SYMLINK:
         return stat.S_ISLNK(st.st_mode) and os.readlink(name, dir_fd=directory) == row.entry.target
+    return _is_like(st, row)
+
+
+def _is_like(st: os.stat_result, row: Row) -> bool:
+    """Is a file what it was, by all but its ctime?"""
     return row.stat is not None and stat_of(st)._replace(ctime_ns=row.stat.ctime_ns) == row.stat
 
 
@@ -422,6 +427,18 @@ def _put_away(name: bytes, directory: int, row: Row) -> bool:
     except _NotEmpty:
         return False
     return True
+
+
+def _bring_back(kept: bytes, shelf: int, name: bytes, directory: int) -> None:
+    """Put back into the tree what was taken out of it.
+
+    Raises:
+        Refused: somebody has put something else there.
+    """
+    try:
+        write_in(directory, lambda: rename_new(kept, shelf, name, directory))
+    except FileExistsError:
+        raise Refused(STUCK) from None
 
 
 def _put_back(kept: bytes, shelf: int, name: bytes, directory: int, new: int) -> None:
@@ -475,7 +492,7 @@ def vouched(wanted: Entry, found: Stat, seen_ns: int) -> Row:
     """
     # RACE: who writes to the file before this stat changes its size or time: then it is looked at again.
     touched = found.size != wanted.size or found.mtime_ns != wanted.mtime_ns
-    return Row(wanted, found, touched or is_racy(found.mtime_ns, seen_ns))
+    return Row(wanted, found, touched or is_racy(found.mtime_ns, found.ctime_ns, seen_ns))
 
 
 def _explain(error: OSError, root: int) -> str:

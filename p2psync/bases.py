@@ -79,6 +79,14 @@ class Bases:
         self._join()
         return self.written()
 
+    def sync(self) -> None:
+        """Wait until what was written is on disk: nobody writes a text again that the manifest says is kept.
+
+        Raises:
+            OSError: it is not.
+        """
+        os.fsync(self._fd)
+
     def written(self) -> list[Extent]:
         """Return where texts are that have been written, and were not told of yet."""
         extents, self._extents = self._extents, []
@@ -104,7 +112,7 @@ class Bases:
                 self.add(extent.digest, text)
         moved = {extent.digest: extent for extent in self.flush()}
         if moved:
-            os.fsync(self._fd)
+            self.sync()
         return moved
 
     def free_all_but(self, blocks: Iterable[tuple[int, int]]) -> None:

@@ -68,7 +68,7 @@ class Folders:
         folder = self._going.get(path)
         if path in self._gone or (folder and self._delete(folder)):
             return Record(path, Row(wanted), expected)
-        return Problem(path, _STUCK) if folder and folder.stuck else None
+        return Problem(path, STUCK) if folder and folder.stuck else None
 
     def _delete(self, folder: _Folder) -> bool:
         """Move a folder to the history as a whole; False if there is something in it that must stay.
@@ -168,7 +168,7 @@ class _Folder:
     """It is in the history, changed, and something else is in its place."""
 
 
-_STUCK = "changed as it was deleted, and something new is in its place: what was there is in .p2psync/history"
+STUCK = "changed as it was deleted, and something new is in its place: what was there is in .p2psync/history"
 
 
 def _going(ordered: Sequence[Transition], moves: Mapping[bytes, bytes]) -> dict[bytes, _Folder]:

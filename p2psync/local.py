@@ -733,8 +733,9 @@ class LocalReplica:
             if done - told + len(problems) >= BATCH:
                 yield Applied(done - told, problems)
                 told, problems = done, []
-        wait_for_disk = begin_sync(self._root.fd)
         self._keep_common_texts(records)
+        texts = self._bases.flush()
+        wait_for_disk = begin_sync(self._root.fd)
         with self._manifest.transaction(begun=foreseen.has_begun):
             seq = foreseen.correct(records)
             settled = _settled(transitions, failed)
@@ -744,7 +745,7 @@ class LocalReplica:
                 self._round.run = seq
             gone = {path for path, row, before in records if _is_folder(before) and not row.entry.alive}
             self._manifest.forget_fingerprints(gone | touched)
-            self._manifest.texts.keep(self._bases.flush())
+            self._manifest.texts.keep(texts)
             wait_for_disk()
         self._round.is_applying = False
         if kind != "sync":  # nobody will acknowledge it
@@ -754,18 +755,19 @@ class LocalReplica:
 
     def _keep_common_texts(self, records: Iterable[Record]) -> None:
         """Keep texts that both sides turned out to have: no transfer has passed them by."""
-        for path, row, replaced in records:
-            entry = row.entry
-            if (
-                replaced is not None
-                and entry.kind is Kind.FILE
-                and entry.size <= MAX_TEXT
-                and entry.same_bytes(replaced)
-                and entry.version != replaced.version
-            ):
-                with self.contents.file(path) as fd:
-                    if fd is not None:
-                        self._bases.add(entry.digest, os.read(fd, entry.size))
+        common = {
+            row.entry.digest: path
+            for path, row, replaced in records
+            if replaced is not None
+            and row.entry.kind is Kind.FILE
+            and row.entry.size <= MAX_TEXT
+            and row.entry.same_bytes(replaced)
+            and row.entry.version != replaced.version
+        }
+        for digest in common.keys() - self._manifest.texts.kept(list(common)):
+            with self.contents.file(common[digest]) as fd:
+                if fd is not None:
+                    self._bases.add(digest, os.read(fd, MAX_TEXT))
 
     def give_up(self, peer: str) -> bool:
         """Forget what was planned with a peer that failed: nothing of it may get into what comes next.
@@ -866,8 +868,11 @@ class LocalReplica:
         self._scanned = {}
         self._stage.clear()
         has_cut = self._lists.are_new()
+        texts = self._bases.flush()
+        if texts:
+            self._bases.sync()
         with self._manifest.transaction():
-            self._manifest.texts.keep(self._bases.flush())
+            self._manifest.texts.keep(texts)
             self._manifest.samples.add(self._lists.samples())
             self._manifest.replicas.set_mark(peer, mark, time.time())
             if self._round.run:

@@ -102,5 +102,5 @@ def _seen(name: bytes, directory: int) -> Seen:
 def seen_file(digest: Digest, st: os.stat_result, now_ns: int) -> Seen:
     """Return what a file is; it was not read before `now_ns`, in nanoseconds since 1970."""
     found = stat_of(st)
-    racy = is_racy(st.st_mtime_ns, now_ns)
+    racy = is_racy(st.st_mtime_ns, st.st_ctime_ns, now_ns)
     return Seen(digest, st.st_size, st.st_mode & 0o777, found.mtime_ns, b"", found, racy)

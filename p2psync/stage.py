@@ -330,6 +330,8 @@ class Stage:
             if entry.size > MAX_TEXT:
                 return _write(name, here, entry, self._bounded(path, iter((Span(fd, 0, entry.size),))))
             data = os.read(fd, entry.size + 1)
+        except IsADirectoryError:
+            return None
         finally:
             os.close(fd)
         if len(data) != entry.size or xxh3_128_digest(data) != entry.digest:

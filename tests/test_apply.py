@@ -704,6 +704,40 @@ def test_what_changes_as_it_is_replaced_or_deleted_is_put_back(
     assert history(root) == []
 
 
+@pytest.mark.parametrize("system", ["renameat2", "plain"])
+@pytest.mark.parametrize("wanted", ["replace", "delete"])
+def test_an_edit_whose_place_is_taken_as_it_is_put_back_is_told_where_it_is(
+    root: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, system: str
+) -> None:
+    if wanted == "replace" and system == "renameat2":
+        pytest.skip("there a name is never free")
+    make_tree(root, {b"p": b"old"})
+    if system == "plain":
+        no_renameat2(monkeypatch)
+    pending = [b"edited in place", b"saved by another program"]
+
+    def rename(source: bytes, source_fd: int, target: bytes, target_fd: int) -> None:
+        saving = pending and os.path.samestat(os.fstat(source_fd), root.stat())
+        if saving:
+            write(os.fsencode(root / "p"), pending.pop(0))
+        disk.rename_new(source, source_fd, target, target_fd)
+        if saving:
+            write(os.fsencode(root / "p"), pending.pop(0))
+
+    monkeypatch.setattr(apply, "rename_new", rename)
+    assert carry_out_at(root, {b"p": WANTED[wanted]}, b"new") == [Problem(b"p", folders.STUCK)]
+    assert (root / "p").read_bytes() == b"saved by another program"
+    assert b"edited in place" in history(root)
+
+
+@pytest.mark.parametrize("wanted", ["delete", "replace"])
+def test_a_file_of_which_another_link_went_is_what_it_was(root: Path, wanted: str) -> None:
+    make_tree(root, {b"p": b"old"})
+    os.link(root / "p", root / "q")
+    assert carry_out_at(root, {b"p": WANTED[wanted], b"q": WANTED[wanted]}, b"new") == []
+    assert set(contents_of([root])) == (set() if wanted == "delete" else {b"new"})
+
+
 # -- moves
 
 

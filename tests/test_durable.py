@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from p2psync import database, disk
+from p2psync.bases import Bases
 from p2psync.core.model import Transition
-from tests.support import carry_out, file, new_replica, opened, scanned, tombstone, version
+from p2psync.core.replica import Identity, Mark
+from p2psync.core.vector import ReplicaId
+from tests.support import carry_out, digest, file, new_replica, opened, scanned, tombstone, version
 
 if TYPE_CHECKING:
     from sqlite3 import _Parameters
 
 BEGIN, WAIT, RENAME, COMMIT = "have all written", "wait for the disk", "rename", "commit"
+TEXT = "write texts"
 
 
 @pytest.fixture
@@ -42,6 +47,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(database.Database, "execute", execute)
     monkeypatch.setattr("p2psync.local.begin_sync", telling(BEGIN, lambda fd: telling(WAIT, lambda: None)))
+    monkeypatch.setattr(Bases, "_write_block", telling(TEXT, Bases._write_block))
+    monkeypatch.setattr(os, "fsync", telling(WAIT, os.fsync))
     monkeypatch.setattr(disk, "_rename", telling(RENAME, disk._rename))
     return done
 
@@ -67,6 +74,28 @@ def test_contents_reach_the_disk_before_names_and_names_before_the_manifest(
     assert COMMIT not in steps[:last]
     after = steps[last : steps.index(COMMIT, last)]
     assert after.index(BEGIN) < after.index(WAIT)
+
+
+def test_texts_reach_the_disk_before_the_manifest_says_where_they_are(
+    tmp_path: Path, steps: list[str]
+) -> None:
+    root = new_replica(tmp_path / "replica", {b"same": b"known"})
+    same = scanned(root)[b"same"]
+    joined = replace(same, version=version(9))
+    with opened(root) as replica:
+        steps.clear()
+        made = Transition(b"made", None, file(b"new", seen=version(9)))
+        assert carry_out(replica, [made, Transition(b"same", same, joined)], b"new") == (2, [])
+        last = len(steps) - 1 - steps[::-1].index(TEXT)
+        assert steps[last:].index(BEGIN) < steps[last:].index(WAIT) < steps[last:].index(COMMIT)
+        assert COMMIT not in steps[:last]
+        texts = [digest(b"known"), digest(b"new")]
+        assert replica.texts(texts) == [b"known", b"new"]
+        assert replica.manifest.texts.kept(texts) == set(texts)
+        replica.keep(digest(b"base"), b"base")
+        steps.clear()
+        replica.acknowledge(Identity(ReplicaId(7), "peer", 1), Mark(1, 0, b""))
+        assert steps == [TEXT, WAIT, COMMIT]
 
 
 @pytest.mark.parametrize("failing", [1, 2], ids=["contents", "names"])

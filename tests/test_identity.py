@@ -22,7 +22,18 @@ from p2psync.local import LocalReplica
 from p2psync.progress import Silent
 from p2psync.run import Options
 from p2psync.sync import _newest_common
-from tests.support import contents_of, history, make_tree, new_replica, opened, snapshot, sync, write
+from tests.support import (
+    contents_of,
+    entries,
+    history,
+    make_tree,
+    new_replica,
+    opened,
+    snapshot,
+    sync,
+    sync_open,
+    write,
+)
 
 Break = Callable[[Path, Path], None]
 """Does something to the replica at the first path, of which an earlier state was copied to the second."""
@@ -158,6 +169,29 @@ def test_a_copy_that_cannot_be_told_by_its_place_is_told_by_what_it_recalls(
     sync(original, third)
     settle(tmp_path / "copy", third)
     assert contents_of([third]) == {b"of the original", b"of the copy"}
+
+
+def test_another_stick_at_the_same_place_is_waited_for_beside_the_first(tmp_path: Path) -> None:
+    root = new_replica(tmp_path / "root", {b"f": b"1"})
+    first, second = new_replica(tmp_path / "first"), new_replica(tmp_path / "second")
+    for stick in (first, second):
+        with opened(root) as home, opened(stick) as peer:
+            home.met(peer.identity.replica, "/mnt/stick", peer.recalls)
+            if stick == first:
+                sync_open(home, peer)
+    with opened(root) as home:
+        assert identity(first) in {record.replica for record in home.manifest.replicas.waited_for()}
+
+
+def test_what_was_scanned_before_a_replica_became_another_is_told_as_it_is_marked_now(tmp_path: Path) -> None:
+    with opened(new_replica(tmp_path / "root", {b"f": b"1", b"d/g": b"2"})) as replica:
+        replica.scan(keep=True)
+        replica.remint(ReplicaId(7), 0)
+        told = entries(replica)
+        assert told == {path: replica.manifest.entry(path) for path in (b"f", b"d", b"d/g")}
+        assert {stamp.replica for entry in told.values() for stamp in entry.version} == {
+            replica.identity.replica
+        }
 
 
 # -- backups

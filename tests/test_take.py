@@ -82,6 +82,16 @@ def test_who_takes_tells_how_much_and_the_last_of_it(tmp_path: Path, replica: Lo
     assert next(iter(replica.take())) == Taken(2, 5, path=b"g")
 
 
+def test_a_folder_in_the_place_of_a_file_has_changed_and_no_trouble_with_this_disk(
+    tmp_path: Path, replica: LocalReplica
+) -> None:
+    for name in ("small", "large"):
+        (tmp_path / "other" / name).mkdir()
+    wanted = files({b"small": b"1", b"large": LARGE})
+    assert len(take(replica, wanted)) == 2
+    assert [(one.done, {p.why for p in one.problems}) for one in replica.apply()] == [(0, {_NOT_STAGED})]
+
+
 def test_thousands_of_files_are_taken_by_two_processes_and_kept_for_merges(
     tmp_path: Path, replica: LocalReplica
 ) -> None:

@@ -40,9 +40,11 @@ def vanish(known: Entry, stamp: Stamp) -> Entry:
     return Entry(kind=Kind.TOMBSTONE, version=known.version.bump(stamp), revision=known.revision + 1)
 
 
-def is_racy(mtime_ns: int, hashed_at_ns: int) -> bool:
+def is_racy(mtime_ns: int, ctime_ns: int, hashed_at_ns: int) -> bool:
     """Could the file be written to again, after it was hashed, without a change of its mtime?
+
+    Who gave a file a time in the future did so at its ctime, and nobody can choose that.
 
     Source: git, Documentation/technical/racy-git.txt.
     """
-    return mtime_ns > hashed_at_ns - RACY_NS
+    return (ctime_ns if mtime_ns > hashed_at_ns else mtime_ns) > hashed_at_ns - RACY_NS

@@ -28,8 +28,8 @@ _Rules = Annotated[bytes, msgspec.Meta(max_length=256)]
 AnyDigest = Annotated[Digest, msgspec.Meta(min_length=16, max_length=16)]
 
 RECALLED = 100_000
-"""Changes of its own that a replica recalls. Those before are not doubted: who has not met it for so long must not
-take it for a copy."""
+"""Changes of its own that a replica recalls. Those before are not doubted: who has not met it for so long
+must not take it for a copy."""
 RECALLED_STEP = 1000
 """Of those before, it recalls each of a number that this divides: to find what two states have in common."""
 MAX_ITEMS = 1 << 14

