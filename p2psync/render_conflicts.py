@@ -15,6 +15,9 @@ from p2psync.words import complain, json_path, problem_lines, size_of, when
 Names = Mapping[ReplicaId, str]
 
 
+_UNDECIDED = "left as it is on each side: a conflict, or a problem that the sync told of"
+
+
 def text(conflicts: Sequence[Open], undecided: Sequence[bytes], names: Names, here: ReplicaId) -> str:
     """Return open conflicts as text: for each, the version that kept the path and the one set aside."""
     lines = []
@@ -24,7 +27,7 @@ def text(conflicts: Sequence[Open], undecided: Sequence[bytes], names: Names, he
         lines.append(f"  {'kept':<9}  {_version(one.winner, one.winner_by, names, here)}{edited}")
         lines.append(f"  {'set aside':<9}  {_version(one.loser, one.loser_by, names, here)}")
         lines.append(f"  {'':<9}  as {shown(one.copy)}")
-    lines += [f"{shown(path)}\n  left as it is on each side" for path in undecided]
+    lines += [f"{shown(path)}\n  {_UNDECIDED}" for path in undecided]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -270,7 +270,7 @@ def collected(gone: Collected, dry_run: bool) -> str:
     if texts:
         count = f"{texts} {'text' if texts == 1 else 'texts'}"
         told.append(f"{count} {would}forgotten, from which no merge starts any more")
-    return "\n".join(told) or "nothing to remove: no history is too old or too much"
+    return "\n".join(told) or "nothing to remove: no history is too old or too much (the latest run stays)"
 
 
 def _paths(count: int) -> str:

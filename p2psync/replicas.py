@@ -53,7 +53,7 @@ class Replicas:
 
         A mark that leaves very much behind does not tell of all: the peer has what it had before then.
         """
-        in_step = None if mark.pending else int(now)
+        in_step = int(now) if mark.in_step and not mark.pending else None
         found = self._db.execute(
             "SELECT acknowledged FROM peer WHERE replica = ?", (peer.replica,)
         ).fetchone()

@@ -59,7 +59,11 @@ class Reserve:
     def lend(self) -> bool:
         """Give the room of the reserve to this run, if it needs that; is there enough for the manifest?"""
         kept = self._kept()
-        if kept is not None:
+        if kept is None and free_on(self._sidecar) >= PLENTY and files_on(self._sidecar) >= 4 * PARTS:
+            # What comes may fill the disk.
+            with contextlib.suppress(OSError):
+                self._make()
+        elif kept is not None:
             self.lent = SIZE - kept  # of a run that died, or could not make it whole
             if free_on(self._sidecar) < SIZE or files_on(self._sidecar) < PARTS:
                 self._drop()

@@ -38,17 +38,23 @@ def install(root: bytes) -> str:
         ReplicaError: its file cannot be written.
     """
     file = _file(root)
+    existed = os.path.exists(file)
     try:
         os.makedirs(os.path.dirname(file), exist_ok=True)
         with open(file, "wb") as target:
             target.write(_plist(root) if _is_mac() else _unit(root).encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise ReplicaError(f"cannot write {file}: {error.strerror}") from error
-    if _is_mac():
-        _do("launchctl", "bootstrap", f"gui/{os.getuid()}", file)
-    else:
-        _do("systemctl", "--user", "daemon-reload")
-        _do("systemctl", "--user", "enable", "--now", os.path.basename(file))
+    try:
+        if _is_mac():
+            _do("launchctl", "bootstrap", f"gui/{os.getuid()}", file)
+        else:
+            _do("systemctl", "--user", "daemon-reload")
+            _do("systemctl", "--user", "enable", "--now", os.path.basename(file))
+    except ServiceError:
+        if not existed:
+            os.unlink(file)
+        raise
     return file
 
 

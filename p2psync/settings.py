@@ -65,6 +65,8 @@ def _port(value: int) -> None:
         raise ValueError("it is a number from 1 to 65535")
 
 
+MAX_SIZE = 1 << 20
+"""Characters of a file."""
 POLICIES = [each.value for each in Prefer if each is not Prefer.SKIP]
 _CONNECTION = (
     ("ssh-command", str, None, "the ssh to use", lambda value: None),
@@ -77,7 +79,9 @@ _CONNECTION = (
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("sync", "prefer", str, "both", "what becomes of versions that do not merge", Prefer),
+        Setting(
+            "sync", "prefer", str, "both", "what becomes of versions that do not merge", _one_of(*Prefer)
+        ),
         Setting("sync", "max-delete", str, None, "how many files a sync may delete", parse_max_delete),
         Setting("sync", "lock-wait", float, 10.0, "seconds to wait for another run", _at_least_zero),
         Setting("history", "days", float, 30.0, "how long the history is kept", _at_least_zero),
@@ -104,7 +108,7 @@ PEER = {
     for setting in (
         Setting("peer", "address", str, None, "a path, [user@]host:path or ssh://[user@]host[:port]/path"),
         *(Setting("peer", *rest) for rest in _CONNECTION),
-        Setting("peer", "mode", str, "two-way", "which way changes go: two-way, push, pull, mirror", Mode),
+        Setting("peer", "mode", str, "two-way", "which way changes go: " + ", ".join(Mode), _one_of(*Mode)),
         Setting("peer", "paths", list, [], "only what is there and below"),
         Setting("peer", "exclude", list, [], "patterns of what is left out"),
     )
@@ -191,7 +195,8 @@ def parse(setting: Setting, text: str, place: str) -> Any:  # noqa: ANN401 - of 
         elif setting.kind in (int, float):
             value = setting.kind(text)
         elif setting.kind is list:
-            value = [part for part in text.split(",") if part]
+            command = setting.section == "hooks" and text.strip()
+            value = text if command else [part for part in text.split(",") if part]
         setting.check(value)
     except KeyError:
         raise SettingsError(f"{place}: {text!r} is neither true nor false") from None
@@ -212,10 +217,13 @@ def read(file: str) -> dict[str, Any]:
     try:
         if stat.S_ISFIFO(os.stat(file).st_mode):
             raise SettingsError(f"cannot read {file}: it is a fifo, and who opens it waits for ever")
-        with open(file, "rb") as source:
+        with open(file, encoding="utf-8-sig") as source:
             import tomllib  # costs milliseconds, and mostly there is no such file
 
-            return tomllib.load(source)
+            text = source.read(MAX_SIZE + 1)
+        if len(text) > MAX_SIZE:
+            raise SettingsError(f"cannot read {file}: it is larger than {MAX_SIZE >> 20} MiB")
+        return tomllib.loads(text)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:  # of TOML, or of its letters

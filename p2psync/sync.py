@@ -473,9 +473,12 @@ class Session:
         touched = {transition.path for side in (home, peer) for transition in side.transitions}
         pending = sorted(left | (failed & touched))
         points = {side.identity.replica: side.replica.point() for side in (home, peer)}
+        in_step = not any(side.problems for side in (home, peer))
         for side, other in ((home, peer), (peer, home)):
             point = points[other.identity.replica]
-            mark = Mark(other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce)
+            mark = Mark(
+                other.identity.epoch, point.seq, _rules(side, other), pending, point.nonce, 0, in_step
+            )
             if len(pending) > MAX_PATHS or sum(map(len, pending)) > LEFT_BYTES:
                 mark = Mark(other.identity.epoch, 0, b"", pending[:1])
             side.replica.acknowledge(other.identity, mark)

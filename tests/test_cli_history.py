@@ -36,6 +36,7 @@ Command = Callable[..., Ran]
 
 RUN = re.compile(r"\d{8}-\d{6}(-\d+)?")
 WHEN = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+NOTHING = "nothing to remove: no history is too old or too much (the latest run stays)\n"
 BINARY = bytes(range(256)) * 10
 
 
@@ -361,7 +362,7 @@ def test_a_dry_run_says_what_would_be_and_changes_nothing(
 def test_gc_removes_what_is_beyond_the_limits_and_says_what(tmp_path: Path, command: Command) -> None:
     here, _ = synced(tmp_path)
     first = run_of(command, here)
-    assert command(here, "gc").out == "nothing to remove: no history is too old or too much\n"
+    assert command(here, "gc").out == NOTHING
     command(here, "undo")
     write(here / "bin", b"\0")
     (kept,) = [run["kept"] for run in parsed(command(here, "log", "--json")) if run["run"] == first]
@@ -381,7 +382,7 @@ def test_gc_tells_of_the_texts_that_it_forgets(tmp_path: Path, command: Command)
     said = "%s forgotten, from which no merge starts any more"
     assert command(there, "gc", "-n").out.splitlines()[-1] == said % "3 texts would be"
     assert command(there, "gc").out.splitlines()[-1] == said % "3 texts"
-    assert command(there, "gc").out == "nothing to remove: no history is too old or too much\n"
+    assert command(there, "gc").out == NOTHING
 
 
 def test_gc_goes_by_the_configuration_unless_told_otherwise(tmp_path: Path, command: Command) -> None:

@@ -67,6 +67,13 @@ def test_of_what_is_no_replica_there_is_no_clone_unless_it_is_made_one(tmp_path:
     assert contents(tmp_path / "here") == {"f": b"1"}
 
 
+def test_a_clone_of_a_host_that_does_not_answer_leaves_nothing(tmp_path: Path, there: Path) -> None:
+    p2psync(tmp_path, "clone", "-e", "false", "host:there", "here", code=5)
+    assert not (tmp_path / "here").exists()
+    p2psync(tmp_path, "clone", there, "here")
+    assert_same(tmp_path / "here", there)
+
+
 @pytest.mark.parametrize("address", ["/", "host:", "."])
 def test_an_address_that_names_no_folder_needs_a_directory(tmp_path: Path, address: str) -> None:
     assert p2psync(tmp_path, "clone", address, code=None).code in (2, 3)

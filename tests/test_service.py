@@ -15,6 +15,7 @@ import pytest
 from p2psync import config, hooks, service
 from p2psync.errors import ReplicaError
 from p2psync.manager import Manager
+from tests.cli_support import p2psync
 from tests.support import new_replica
 
 P2PSYNC = [sys.executable, "-m", "p2psync"]
@@ -70,8 +71,10 @@ def test_a_unit_runs_the_watch_of_just_this_root_whatever_its_name(root: Path, h
 
 def test_a_service_manager_that_refuses_is_told_of(root: Path, home: Path) -> None:
     (home / "code").write_text("1")
-    with pytest.raises(service.ServiceError, match="ended with code 1"):
-        service.install(os.fsencode(root))
+    for _ in range(2):
+        with pytest.raises(service.ServiceError, match="ended with code 1"):
+            service.install(os.fsencode(root))
+        assert service.status(os.fsencode(root)) is None
     (home / "bin" / "systemctl").unlink()
     if not os.path.exists("/usr/bin/systemctl"):
         with pytest.raises(service.ServiceError, match="cannot run systemctl"):
@@ -139,6 +142,18 @@ def test_a_hook_is_a_list_of_words_or_a_text_that_no_shell_sees(root: Path) -> N
 def test_a_hook_sees_a_shell_only_if_that_is_asked_for(root: Path) -> None:
     found = configured(root, "[hooks]\nshell = true\non_change = 'cat >> $HOME/log'\n")
     assert found == {"on_change": ["sh", "-c", "cat >> $HOME/log"]}
+
+
+@pytest.mark.parametrize("how", ["file", "variable"])
+def test_a_hook_that_is_set_is_the_command_as_it_is_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    command = "touch 'a file', and_another"
+    if how == "file":
+        p2psync(root, "config", "set", "hooks.on_change", command)
+    else:
+        monkeypatch.setenv("P2PSYNC_HOOKS_ON_CHANGE", command)
+    assert config.hooks(os.fsencode(root)) == {"on_change": ["touch", "a file,", "and_another"]}
 
 
 @pytest.mark.parametrize(

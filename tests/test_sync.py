@@ -707,6 +707,23 @@ def test_a_peer_with_two_addresses_is_told_of_as_the_same_at_both(tmp_path: Path
     p2psync(here, "status", "--check", "--max-age", "1h")
 
 
+@not_as_root
+@pytest.mark.parametrize("side", ["here", "there"])
+def test_who_cannot_be_read_is_not_said_to_be_in_step(tmp_path: Path, side: str) -> None:
+    here, there = replica(tmp_path / "here", {"file": "x"}), replica(tmp_path / "there", {"other": "y"})
+    p2psync(here, "peer", "add", "peer", there)
+    secret = tmp_path / side / "secret"
+    write(secret, "z")
+    secret.chmod(0)
+    for _ in range(2):
+        p2psync(here, "sync", code=1)
+        assert "never in step" in p2psync(here, "status").out
+        p2psync(here, "status", "--check", "--max-age", "1h", code=1)
+    secret.chmod(0o600)
+    p2psync(here, "sync")
+    p2psync(here, "status", "--check", "--max-age", "1h")
+
+
 # -- runs that meet
 
 

@@ -15,7 +15,7 @@ from p2psync.cli.options import (
     exits,
     is_terminal,
 )
-from p2psync.errors import Exit, NotAReplica, ReplicaError
+from p2psync.errors import Exit, ReplicaError
 
 
 @click.command(
@@ -60,7 +60,10 @@ def clone(
     chosen = config.Peer(peer, place, **connection)
     begun = is_sidecar(os.path.join(target, b".p2psync"))
     if begun and chosen.address not in (known.address for known in config.peers(target)):
-        raise ReplicaError(f"{shown(target)} is a replica already, and {place} is no peer of it")
+        raise ReplicaError(
+            f"{shown(target)} is a replica already, and {place} is no peer of it: to sync them, say"
+            f" `p2psync sync {place}` there"
+        )
     if not begun and os.path.isdir(target) and os.listdir(target):
         raise ReplicaError(
             f"{shown(target)} is not empty: to sync it with {place}, say `p2psync init` there, and then"
@@ -73,14 +76,14 @@ def clone(
     with Line() if talkative else Silent() as progress:
         options = run.Options(create=create)
         runs = run.sync(target, [chosen], options, progress, lambda question: False)
-    if any(isinstance(one.error, NotAReplica) for one in runs) and not begun:
+    if not begun and not any(one.results or one.received for one in runs):
         _take_back(target)
     render.report(runs, quiet=quiet, verbose=False, dry_run=False)
     context.exit(run.worst(runs))
 
 
 def _take_back(target: bytes) -> None:
-    """Leave nothing of a clone of what is no replica: the next try may name another."""
+    """Leave nothing of a clone of what is no replica, or not there: the next try may name another."""
     import shutil
 
     shutil.rmtree(os.path.join(target, b".p2psync"))

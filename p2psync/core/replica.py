@@ -94,6 +94,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     """Of the change `seq`."""
     tick: Count = 0
     """The largest of the other's that is known here, whoever told of it; only where a mark is asked for."""
+    in_step: bool = True
+    """Was there no problem with any path, that could not be read, say, when it was made?"""
 
 
 class Change(NamedTuple):
