@@ -10,6 +10,7 @@ import msgspec
 from xxhash import xxh3_128_digest
 
 from p2psync.calls import (
+    BATCH_BYTES,
     CALL,
     END,
     ERROR,
@@ -68,6 +69,7 @@ from p2psync.core.model import NO_DIGEST, Digest, Entry, Transition, needs_conte
 from p2psync.core.pace import Compress
 from p2psync.core.replica import (
     MAX_ITEMS,
+    TEXTS_AT_ONCE,
     AnyPieces,
     Applied,
     Ask,
@@ -372,7 +374,7 @@ class RemoteReplica:
     def texts(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """See `Replica.texts`."""
         texts: list[bytes | None] = []
-        for batch in batches(digests, lambda _: MAX_TEXT // 4):
+        for batch in batches(digests, lambda _: BATCH_BYTES // TEXTS_AT_ONCE + 1):
             part = self._ask(Texts(batch), AnyTexts)
             check_length(part, batch)
             texts += [

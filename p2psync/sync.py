@@ -37,6 +37,7 @@ from p2psync.core.replica import (
     MAX_PATHS,
     RECALLED,
     RECALLED_STEP,
+    TEXTS_AT_ONCE,
     Ask,
     Content,
     Home,
@@ -57,6 +58,8 @@ from p2psync.errors import GuardTripped, ReplicaError
 BATCH = 5000
 """Paths or contents asked about at once: a message of well under a MiB."""
 
+MERGES_AT_ONCE = TEXTS_AT_ONCE
+"""Of each there are three texts in memory."""
 LEFT_BYTES = 1 << 20
 """Names of paths left for another time that are remembered: where there are more, all is compared again."""
 LARGE_AT_ONCE = 500
@@ -234,6 +237,8 @@ class Session:
         started = time.monotonic()
         if carry_out:
             self._recognise()
+        else:
+            self._read_marks()
         home, peer = self._sides()
         home.problems += home.scanned.problems
         peer.problems += peer.scanned.problems
@@ -266,6 +271,7 @@ class Session:
 
     def differing(self) -> dict[bytes, Pair]:
         """Return what both sides have, after a scan, at each path where they do not have the same."""
+        self._read_marks()
         home, peer = self._sides()
         pairs = self._exchange(home, peer).pairs
         return {path: pair for path, pair in pairs.items() if _differ(pair)}
@@ -286,10 +292,19 @@ class Session:
 
         Also of what it has only heard of: a third replica may have met what an older state has lost.
         """
+        self._read_marks()
         for side, other in (self._replicas, self._replicas[::-1]):
-            mark = other.mark(side.identity.replica)
+            mark = self._marks[side.identity.replica]
             if mark and not side.recalls(mark.seq, mark.nonce, mark.tick):
                 side.remint(other.identity.replica, 0)
+                self._read_marks()
+
+    def _read_marks(self) -> None:
+        """Ask each side how far it has taken in the changes of the other."""
+        self._marks = {
+            side.identity.replica: other.mark(side.identity.replica)
+            for side, other in (self._replicas, self._replicas[::-1])
+        }
 
     def _plan(
         self, home: Side, peer: Side, stamp: Stamp, prefer: Prefer, wanted: Filter
@@ -317,8 +332,8 @@ class Session:
 
     def _exchange(self, home: Side, peer: Side) -> Facts:
         """Gather both sides' entries for every path on which they may differ."""
-        ours, ours_pending = _changes(home, peer)
-        theirs, theirs_pending = _changes(peer, home)
+        ours, ours_pending = _changes(home, peer, self._marks[home.identity.replica])
+        theirs, theirs_pending = _changes(peer, home, self._marks[peer.identity.replica])
         paths = dict.fromkeys([*ours_pending, *theirs_pending, *ours, *theirs])
         ignored: set[bytes] = set()
         for side, known, others in ((home, ours, theirs), (peer, theirs, ours)):
@@ -352,20 +367,27 @@ class Session:
             remembered = [replica.bases(paths) for replica in self._replicas]
             for path, ours_then, theirs_then in zip(paths, *remembered, strict=True):
                 facts.bases[path] = Remembered(ours_then, theirs_then)
-        for path, question in questions.texts.items():
-            merged = self._merge(path, question)
-            facts.texts[path] = None
-            if merged is not None:
-                digest = Digest(xxh3_128_digest(merged))
-                texts[digest] = merged
-                facts.texts[path] = Text(digest, len(merged))
+        for some in _batches(list(questions.texts.items()), MERGES_AT_ONCE):
+            held = self._texts({digest for _, question in some for digest in question})
+            for path, question in some:
+                merged = self._merge(path, question, held)
+                facts.texts[path] = None
+                if merged is not None:
+                    digest = Digest(xxh3_128_digest(merged))
+                    texts[digest] = merged
+                    facts.texts[path] = Text(digest, len(merged))
 
-    def _merge(self, path: bytes, question: MergeQuestion) -> bytes | None:
-        found: list[bytes | None] = [None] * len(question)
+    def _texts(self, digests: Iterable[Digest]) -> dict[Digest, bytes]:
+        """Return the contents of those of some texts that either side has; the peer sends what lacks here."""
+        held: dict[Digest, bytes] = {}
         for replica in self._replicas:
-            held = replica.texts(question)
-            found = [text if text is not None else new for text, new in zip(found, held, strict=True)]
-        base, ours, theirs = found
+            lacking = [digest for digest in digests if digest not in held]
+            found = zip(lacking, replica.texts(lacking) if lacking else (), strict=True)
+            held.update((digest, text) for digest, text in found if text is not None)
+        return held
+
+    def _merge(self, path: bytes, question: MergeQuestion, held: Mapping[Digest, bytes]) -> bytes | None:
+        base, ours, theirs = (held.get(digest) for digest in question)
         if base is None or ours is None or theirs is None:
             return None
         try:
@@ -544,9 +566,8 @@ def _rules(side: Side, other: Side) -> bytes:
     return side.scanned.rules + other.scanned.rules
 
 
-def _changes(side: Side, other: Side) -> tuple[dict[bytes, Entry], list[bytes]]:
+def _changes(side: Side, other: Side, mark: Mark | None) -> tuple[dict[bytes, Entry], list[bytes]]:
     """Return what changed on `side` since the other took in its changes, and what was left behind then."""
-    mark = other.replica.mark(side.identity.replica)
     known = mark is not None and mark.epoch == side.identity.epoch and mark.rules == _rules(other, side)
     since = mark.seq if mark is not None and known else 0
     changes = {change.path: change.entry for batch in side.replica.changes(since) for change in batch}

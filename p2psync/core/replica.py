@@ -32,6 +32,8 @@ RECALLED = 100_000
 must not take it for a copy."""
 RECALLED_STEP = 1000
 """Of those before, it recalls each of a number that this divides: to find what two states have in common."""
+TEXTS_AT_ONCE = 12
+"""Texts of 1 MiB at most in an answer."""
 MAX_ITEMS = 1 << 14
 """More cannot be in a frame of a MiB: a list of empty lists takes seventy times its bytes in memory."""
 FEW = msgspec.Meta(max_length=MAX_ITEMS)
