@@ -24,6 +24,7 @@ from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
 from p2psync.core.paths import ancestors, split
 from p2psync.core.replica import Content, More, Piece
 from p2psync.disk import (
+    BLOCK,
     HOLE,
     OPEN_DIRECTORY,
     OPEN_FILE,
@@ -32,7 +33,6 @@ from p2psync.disk import (
     WriteBehind,
     begin_to_write,
     copy_span,
-    digest_of,
     free_on,
     hash_file,
     open_file,
@@ -61,6 +61,8 @@ ENTRY_BYTES = 4096
 """What a file takes beside its contents, at most: its end in a block, its name, its row."""
 _PART_BYTES = 4 << 20
 """So much of a file for which there may be no room is written at once."""
+_COPIED_BYTES = 32 << 20
+"""So much is copied at once by the system."""
 _TOO_LARGE = (
     "there is no room for it beside all else that comes, though it may take less than its size, since it has"
     " holes, or can share blocks with another file; make room there, or leave it out (--max-size)"
@@ -509,15 +511,15 @@ def _while_free(disk: int, floor: int, blocks: Blocks) -> Blocks:
         OSError: they are not.
     """
     for block in blocks:
-        for part in _parts(block) if isinstance(block, Span) else (block,):
+        for part in _parts(block, _PART_BYTES) if isinstance(block, Span) else (block,):
             yield part
             if free_on(disk) < floor:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _parts(span: Span) -> Iterator[Span]:
-    for done in range(0, span.size, _PART_BYTES):
-        yield Span(span.fd, span.offset + done, min(_PART_BYTES, span.size - done))
+def _parts(span: Span, size: int) -> Iterator[Span]:
+    for done in range(0, span.size, size):
+        yield Span(span.fd, span.offset + done, min(size, span.size - done))
 
 
 def _create(name: bytes, directory: int, mode: int = 0o600) -> int:
@@ -560,14 +562,18 @@ def _write(name: bytes, directory: int, entry: Entry, blocks: Blocks) -> Stat | 
 
 def _write_blocks(fd: int, blocks: Blocks, most: int) -> Digest | None:
     """Write the contents of a file; return their digest, None if they are more than `most` bytes."""
-    state, at, copied, begun = xxh3_128(), 0, False, 0
+    state, at, begun = xxh3_128(), 0, 0
     for block in blocks:
-        at += block.size if isinstance(block, Span) else len(block)
+        done, at = at, at + (block.size if isinstance(block, Span) else len(block))
         if at > most:  # a peer must not fill the disk with what was announced as small
             return None
         if isinstance(block, Span):
-            copied = True
-            copy_span(block, fd)
+            for part in _parts(block, _COPIED_BYTES):  # each is read again before it has gone from memory
+                copy_span(part, fd)
+                os.ftruncate(fd, done + part.size)  # it may end with a hole
+                for start in range(done, done + part.size, BLOCK):
+                    state.update(os.pread(fd, min(BLOCK, done + part.size - start), start))
+                done += part.size
         else:
             state.update(block)
             write_sparse(fd, block)
@@ -575,10 +581,7 @@ def _write_blocks(fd: int, blocks: Blocks, most: int) -> Digest | None:
                 begin_to_write(fd, begun, at - begun)
                 begun = at
     os.ftruncate(fd, at)  # it may end with a hole
-    if not copied:
-        return Digest(state.digest())
-    os.lseek(fd, 0, os.SEEK_SET)
-    return digest_of(fd)
+    return Digest(state.digest())
 
 
 def _write_whole(name: bytes, directory: int, entry: Entry, data: bytes) -> Stat:
