@@ -28,9 +28,11 @@ from p2psync.core.replica import (
     Identity,
     Like,
     Mark,
+    Met,
     Name,
     Scanned,
     Source,
+    Unread,
     Want,
 )
 from p2psync.errors import ProtocolError
@@ -49,6 +51,7 @@ CALL, VALUE, END, ERROR = b"C", b"V", b"E", b"X"
 
 AnyChanges = Annotated[list[Change], FEW]
 AnyDigests = Annotated[list[AnyDigest | None], FEW]
+AnyUnread = Annotated[list[Unread], FEW]
 AnyContents = Annotated[list[Content], FEW]
 AnyAlike = Annotated[list[Annotated[list[AnyDigest], BASES]], FEW]
 AnySources = Annotated[list[Annotated[list[Source], SOURCES]], FEW]
@@ -77,6 +80,18 @@ class Scan(_Call, frozen=True):
 
 class ReadUnread(_Call, frozen=True):
     pass
+
+
+class GetUnread(_Call, frozen=True):
+    pass
+
+
+class TakeUnread(_Call, frozen=True):
+    files: Annotated[list[Unread], FEW]
+
+
+class NoteUnread(_Call, frozen=True):
+    met: Annotated[list[Met], FEW]
 
 
 class PutBy(_Call, frozen=True):
@@ -217,6 +232,9 @@ AnyCall = (
     RoomIfBlank
     | Scan
     | ReadUnread
+    | GetUnread
+    | TakeUnread
+    | NoteUnread
     | PutBy
     | GetMark
     | Changes

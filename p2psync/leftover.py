@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 
 from p2psync.core.chunking import WORTH_BYTES
 from p2psync.core.model import Digest
-from p2psync.core.replica import place_of
+from p2psync.core.replica import Content, place_of
 from p2psync.disk import Root, lstat, open_file, rename_new, size_below, sweep
 
 _FOLDER = b"partial"
 _BY_PATH = b".path"
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 KEEP_SECONDS = 14 * 86400
 """For how long something is kept after it was last wanted."""
 
@@ -60,8 +60,8 @@ class LeftOver:
         """Take in from the stage what no run wants now, unless it is small or less than there is."""
         self._keep(_at(place_of(path)), name, directory)
 
-    def write(self, place: Digest, fill: Callable[[int], Digest | None]) -> int:
-        """Put by what comes for a place before its digest is known; return how many bytes.
+    def write(self, place: Digest, fill: Callable[[int], Digest | None]) -> Content | None:
+        """Put by what comes for a place before its digest is known; return what it was.
 
         Args:
             place: see `place_of`.
@@ -83,9 +83,9 @@ class LeftOver:
             if digest is None:
                 os.unlink(name, dir_fd=parts)
         if digest is None:
-            return 0
+            return None
         self._came[_known_by(st)] = digest
-        return st.st_size
+        return Content(digest, st.st_size)
 
     def digest_of(self, name: bytes, directory: int) -> Digest | None:
         """Return the digest of a file that was put by as it came, and that nobody has written to since."""

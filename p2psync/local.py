@@ -45,12 +45,14 @@ from p2psync.core.replica import (
     Identity,
     Like,
     Mark,
+    Met,
     Name,
     Piece,
     Point,
     Scanned,
     Source,
     Taken,
+    Unread,
     Want,
 )
 from p2psync.core.retention import Collected, Limits
@@ -70,6 +72,7 @@ from p2psync.errors import Damaged, Locked, NotAReplica, ReplicaError
 from p2psync.foreseen import Foreseen
 from p2psync.held import Held
 from p2psync.history import History
+from p2psync.look import Seen, seen_as
 from p2psync.manifest import Manifest
 from p2psync.past import Run
 from p2psync.replicas import PeerRecord
@@ -255,8 +258,10 @@ class LocalReplica:
         self._round = _Round(Foreseen(self._manifest))
         self._scanned: dict[bytes, Entry] = {}
         """What the last scan found changed, until it is asked for once, or something else has changed it."""
-        self._unread: list[tuple[bytes, int]] = []
-        """Large files that the last scan left to be read later, with their sizes in bytes."""
+        self._unread: Sequence[Unread] = []
+        """Large files that the last scan left to be read later."""
+        self._room_left = 0
+        """Bytes of such files of the other side that are taken in."""
         self._taken_in = 0
         """Up to which sequence number the other side had taken in what is here, as it said last."""
         self._before_scan = 0
@@ -337,9 +342,9 @@ class LocalReplica:
 
     def room_if_blank(self) -> int:
         """Return how much a replica takes in which there is nothing; see `Replica.room_if_blank`."""
-        if self.newest() or self._exclude() or self._stage.size() or os.listdir(self._root.fd) != [_SIDECAR]:
-            return 0
-        return self._room.free()
+        is_blank = not (self.newest() or self._exclude() or self._stage.size())
+        self._room_left = self._room.free() if is_blank and os.listdir(self._root.fd) == [_SIDECAR] else 0
+        return self._room_left
 
     def scan(self, keep: bool, doubt: bool = False, leave_large: bool = False) -> Scanned:
         """Find out what changed on disk; see `Replica.scan`."""
@@ -420,31 +425,57 @@ class LocalReplica:
 
     def read_unread(self) -> Generator[list[Piece], None, None]:
         """Yield the large files that the scan left; see `Replica.read_unread`."""
-        unread, self._unread = self._unread, []
-        stamp = self._manifest.next_stamp()
-        found: list[Record] = []
+        found: list[tuple[bytes, Seen]] = []
         due = time.monotonic() + SAVE_SECONDS
-
-        def save() -> None:
-            nonlocal found
-            records, found = found, []
-            with self._manifest.transaction():
-                self._manifest.use(stamp)
-                self._scan_seq = self._manifest.next_seq()
-                self._manifest.record_under(self._scan_seq, records)
-            self._scanned.update({record.path: record.row.entry for record in records})
-
         try:
-            for batch in self._sender.unread(
-                unread, self._root, lambda path, seen: found.append(first_seen(path, seen, stamp))
-            ):
+            for batch in self._sender.unread(self.unread(), self._root, lambda *one: found.append(one)):
                 yield batch
                 if found and time.monotonic() >= due:
-                    save()
+                    self._record_unread(found)
+                    found.clear()
                     due = time.monotonic() + SAVE_SECONDS
         finally:
-            if found:
-                save()
+            self._record_unread(found)
+
+    def unread(self) -> Sequence[Unread]:
+        """Return the large files that the scan left, once; see `Replica.unread`."""
+        unread, self._unread = self._unread, []
+        return unread
+
+    def take_unread(self, files: Sequence[Unread]) -> Iterator[Met]:
+        """Take in such files of the neighbour; see `Replica.take_unread`."""
+        size = sum(size for _, size in files)
+        if self.neighbour is None or size > self._room_left:
+            return
+        self._room_left -= size
+        source = Root.open(self.neighbour)
+        try:
+            yield from self._stage.take_unread(files, source)
+        finally:
+            source.close()
+
+    def note_unread(self, met: Sequence[Met]) -> None:
+        """Record what the neighbour has found these files to be; see `Replica.note_unread`.
+
+        Raises:
+            ReplicaError: nobody on this machine can have done so.
+        """
+        if self.neighbour is None:
+            raise ReplicaError("only a replica on the same machine tells what files are")
+        self._record_unread(
+            (path, seen_as(digest, mode, found, began_ns)) for path, digest, mode, found, began_ns in met
+        )
+
+    def _record_unread(self, found: Iterable[tuple[bytes, Seen]]) -> None:
+        stamp = self._manifest.next_stamp()
+        records = [first_seen(path, seen, stamp) for path, seen in found]
+        if not records:
+            return
+        with self._manifest.transaction():
+            self._manifest.use(stamp)
+            self._scan_seq = self._manifest.next_seq()
+            self._manifest.record_under(self._scan_seq, records)
+        self._scanned.update({record.path: record.row.entry for record in records})
 
     def _save(self, found: Scan, is_first: bool) -> None:
         """Write what makes it safe to end the scan here.
@@ -567,6 +598,7 @@ class LocalReplica:
         coming = [step for step in transitions if step.path not in possible]
         weighed = self._room.weigh(coming, sparse, own, self.neighbour)
         self._manifest.roll_back()
+        self._room_left = 0
         problems = [Problem(path, f"left alone: {why}") for path, why in sorted(refused.items())]
         self._round = _Round(Foreseen(self._manifest, transitions), transitions, problems, possible)
         with self._staging():
@@ -663,7 +695,9 @@ class LocalReplica:
 
     def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
         """Take in large files before it is known what they are; see `Replica.put_by`."""
-        self._stage.put_by(batches, min(size, self.room_if_blank()))
+        size = min(size, self._room_left)
+        self._room_left -= size
+        self._stage.put_by(batches, size)
 
     def stage(self, batches: Iterable[list[Piece]]) -> None:
         """Take in contents, verified; see `Replica.stage`."""

@@ -99,8 +99,12 @@ def _seen(name: bytes, directory: int) -> Seen:
     return seen_file(digest, st, now_ns)
 
 
-def seen_file(digest: Digest, st: os.stat_result, now_ns: int) -> Seen:
-    """Return what a file is; it was not read before `now_ns`, in nanoseconds since 1970."""
-    found = stat_of(st)
-    racy = is_racy(st.st_mtime_ns, st.st_ctime_ns, now_ns)
-    return Seen(digest, st.st_size, st.st_mode & 0o777, found.mtime_ns, b"", found, racy)
+def seen_file(digest: Digest, st: os.stat_result, began_ns: int) -> Seen:
+    """Return what a file is that was not read before `began_ns`, in nanoseconds since 1970."""
+    return seen_as(digest, st.st_mode & 0o777, stat_of(st), began_ns)
+
+
+def seen_as(digest: Digest, mode: int, found: Stat, began_ns: int) -> Seen:
+    """The same, of what was found out elsewhere."""
+    racy = is_racy(found.mtime_ns, found.ctime_ns, began_ns)
+    return Seen(digest, found.size, mode, found.mtime_ns, b"", found, racy)

@@ -26,6 +26,7 @@ from p2psync.calls import (
     AnyDigests,
     AnySources,
     AnyTexts,
+    AnyUnread,
     Apply,
     Bases,
     Changes,
@@ -37,9 +38,11 @@ from p2psync.calls import (
     Files,
     GetMark,
     GetPoint,
+    GetUnread,
     Lookup,
     Newest,
     News,
+    NoteUnread,
     Open,
     Prepare,
     PutBy,
@@ -54,6 +57,7 @@ from p2psync.calls import (
     Sparse,
     Stage,
     Take,
+    TakeUnread,
     Texts,
     Wait,
     Watch,
@@ -80,12 +84,14 @@ from p2psync.core.replica import (
     Identity,
     Like,
     Mark,
+    Met,
     Name,
     Piece,
     Point,
     Scanned,
     Source,
     Taken,
+    Unread,
     Want,
 )
 from p2psync.core.vector import ReplicaId
@@ -323,6 +329,25 @@ class RemoteReplica:
     def read_unread(self) -> Generator[list[Piece], None, None]:
         """See `Replica.read_unread`."""
         return self._stream(ReadUnread(), AnyPieces)
+
+    def unread(self) -> Sequence[Unread]:
+        """See `Replica.unread`."""
+        found = [unread for batch in self._stream(GetUnread(), AnyUnread) for unread in batch]
+        check_paths(path for path, _ in found)
+        return found
+
+    def take_unread(self, files: Sequence[Unread]) -> Iterator[Met]:
+        """See `Replica.take_unread`."""
+        for batch in batches(files, lambda unread: 100 + len(unread.path)):
+            asked = {path for path, _ in batch}
+            for met in self._stream(TakeUnread(batch), Met):
+                check_among([met.path], asked)
+                yield met
+
+    def note_unread(self, met: Sequence[Met]) -> None:
+        """See `Replica.note_unread`."""
+        for batch in batches(met, lambda one: 200 + len(one.path)):
+            self._ask(NoteUnread(batch), type(None))
 
     def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
         """See `Replica.put_by`."""

@@ -29,6 +29,7 @@ from p2psync.core.replica import (
     Identity,
     Like,
     Mark,
+    Met,
     More,
     Name,
     Piece,
@@ -37,6 +38,7 @@ from p2psync.core.replica import (
     Scanned,
     Source,
     Taken,
+    Unread,
     Want,
 )
 from p2psync.core.vector import MAX_REPLICAS, ReplicaId
@@ -277,6 +279,18 @@ class ReadOnly:
         return self._replica.read_unread()
 
     def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
+        """Refuse, as `stage` does; raises as that."""
+        raise ReplicaError(READ_ONLY)
+
+    def unread(self) -> Sequence[Unread]:
+        """Return nothing: there is no neighbour."""
+        return []
+
+    def take_unread(self, files: Sequence[Unread]) -> Iterator[Met]:
+        """Refuse, as `stage` does; raises as that."""
+        raise ReplicaError(READ_ONLY)
+
+    def note_unread(self, met: Sequence[Met]) -> None:
         """Refuse, as `stage` does; raises as that."""
         raise ReplicaError(READ_ONLY)
 

@@ -423,7 +423,7 @@ def _round(
         if link.session is None:
             near = link.path is not None
             link.session = Session(home, link.replica, progress, near, options.drivers)
-            all_new = not near and options.plans is None and wanted_of(options, link.run.peer) == EVERYTHING
+            all_new = options.plans is None and wanted_of(options, link.run.peer) == EVERYTHING
             link.session.scan(not options.dry_run, home_scanned, options.doubt, all_new)
         home_scanned = link.session.home_scanned
         plan = (options.plans or {}).get(link.run.peer.name, "")

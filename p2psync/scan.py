@@ -26,6 +26,7 @@ from p2psync.core.ignore import Ignore
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Entry, Kind, Problem, Record, Row
 from p2psync.core.paths import IGNORE_FILE, MAX_PATH, SIDECAR, ancestors, is_reserved, is_within, join, split
+from p2psync.core.replica import Unread
 from p2psync.core.vector import Stamp
 from p2psync.disk import Root, kind_of, open_file, stat_of
 from p2psync.look import Seen, look_at
@@ -101,8 +102,8 @@ class Scan:
     """Directories on which something is mounted, or should be."""
     away: set[bytes] = field(default_factory=set)
     """Directories whose disk is not mounted, or that an empty one hides: what is in them is not known."""
-    unread: list[tuple[bytes, int]] = field(default_factory=list)
-    """Large files never met before that were left to be read later, with their sizes in bytes."""
+    unread: list[Unread] = field(default_factory=list)
+    """Large files never met before that were left to be read later."""
 
     @property
     def touches_manifest(self) -> bool:
@@ -379,7 +380,7 @@ class _Scanner:
                 self._reveal_above(child)
             elif self._leave_large and row is None and kind is Kind.FILE and st.st_size > MAX_TEXT:
                 self._reveal_above(child)
-                self._found.unread.append((child, st.st_size))
+                self._found.unread.append(Unread(child, st.st_size))
                 trusted = False
             else:
                 self._leaves.append(_Leaf(child, row, st.st_size))

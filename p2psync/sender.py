@@ -14,7 +14,7 @@ from p2psync.contents import Contents, written
 from p2psync.core.chunking import WORTH_BYTES, Chunks, Index, parts, unit_of
 from p2psync.core.model import Digest
 from p2psync.core.paths import split
-from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, More, Piece, Source, Want, place_of
+from p2psync.core.replica import MAX_PIECES, PIECE_BYTES, More, Piece, Source, Unread, Want, place_of
 from p2psync.disk import Root, open_file, stat_of
 from p2psync.look import Seen, seen_file
 from p2psync.manifest import Manifest
@@ -52,7 +52,7 @@ class Sender:
                     self._lists.learn(digest, unit_of(size), cutter)
 
     def unread(
-        self, files: Iterable[tuple[bytes, int]], root: Root, note: Callable[[bytes, Seen], None]
+        self, files: Iterable[Unread], root: Root, note: Callable[[bytes, Seen], None]
     ) -> Iterator[list[Piece]]:
         """Yield large files that nobody has read yet; see `Replica.read_unread`.
 

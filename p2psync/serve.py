@@ -34,9 +34,11 @@ from p2psync.calls import (
     Files,
     GetMark,
     GetPoint,
+    GetUnread,
     Lookup,
     Newest,
     News,
+    NoteUnread,
     Open,
     Prepare,
     PutBy,
@@ -51,6 +53,7 @@ from p2psync.calls import (
     Sparse,
     Stage,
     Take,
+    TakeUnread,
     Texts,
     Wait,
     Watch,
@@ -298,6 +301,15 @@ def _carry_out(connection: Connection, replica: Replica, call: AnyCall) -> Itera
             return [in_one(replica.scan(keep, doubt, leave_large))]
         case ReadUnread():
             return replica.read_unread()
+        case GetUnread():
+            return batches(replica.unread(), lambda unread: 100 + len(unread.path))
+        case TakeUnread(files):
+            check_paths(path for path, _ in files)
+            return replica.take_unread(files)
+        case NoteUnread(met):
+            check_paths(one.path for one in met)
+            replica.note_unread(met)
+            return [None]
         case PutBy(size):
             replica.put_by(_incoming(connection, AnyPieces), size)
             return [None]

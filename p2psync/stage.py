@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -22,7 +23,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Entry, Kind, Stat, Transition, makes
 from p2psync.core.paths import ancestors, split
-from p2psync.core.replica import Content, More, Piece
+from p2psync.core.replica import Content, Met, More, Piece, Unread, place_of
 from p2psync.disk import (
     BLOCK,
     HOLE,
@@ -192,8 +193,32 @@ class Stage:
                 continue
             blocks = _whole(piece, pieces, _hold_nothing)
             with contextlib.suppress(OSError):  # it will be staged as all else is, or tell why not
-                size -= self.left_over.write(piece.digest, partial(_write_blocks, blocks=blocks, most=size))
+                came = self.left_over.write(piece.digest, partial(_write_blocks, blocks=blocks, most=size))
+                size -= came.size if came else 0
             collections.deque(blocks, maxlen=0)
+
+    def take_unread(self, files: Iterable[Unread], source: Root) -> Iterator[Met]:
+        """Take in large files below `source` before it is known what they are; see `Replica.take_unread`."""
+        for path, size in files:
+            folder, name = split(path)
+            began_ns = time.time_ns()
+            try:
+                fd = open_file(name, source.directory(folder))
+            except OSError:
+                continue
+            try:
+                before = os.fstat(fd)
+                if before.st_size != size:
+                    continue
+                blocks: Blocks = iter((Span(fd, 0, size),))
+                came = self.left_over.write(place_of(path), partial(_write_blocks, blocks=blocks, most=size))
+                found = stat_of(os.fstat(fd))
+                if came and found == stat_of(before):
+                    yield Met(path, came.digest, before.st_mode & 0o777, found, began_ns)
+            except OSError:  # it will be staged as all else is, or tell why not
+                continue
+            finally:
+                os.close(fd)
 
     def copy(
         self, digest: Digest, source: int, keep: Callable[[Digest, bytes], None] = lambda digest, data: None

@@ -44,6 +44,7 @@ from p2psync.core.replica import (
     Identity,
     Like,
     Mark,
+    Met,
     More,
     Name,
     Piece,
@@ -203,13 +204,29 @@ class Session:
         if scanned.unread <= room:
             started = time.monotonic()
             self._progress.begin("copying", 0, scanned.unread)
-            ends: set[More] = set()
-            with contextlib.closing(side.read_unread()) as read:
-                other.put_by(self._watched(_noting(read, ends), {}), scanned.unread)
+            is_all = (self._take_unread if self._near else self._send_unread)(side, other, scanned.unread)
             self._handed_over += time.monotonic() - started
-            if More.GONE not in ends:
+            if is_all:
                 return replace(scanned, unread=0)
         return side.scan(True)
+
+    def _send_unread(self, side: Replica, other: Replica, size: int) -> bool:
+        """Send what a scan left unread; return whether that was all as it was seen."""
+        ends: set[More] = set()
+        with contextlib.closing(side.read_unread()) as read:
+            other.put_by(self._watched(_noting(read, ends), {}), size)
+        return More.GONE not in ends
+
+    def _take_unread(self, side: Replica, other: Replica, size: int) -> bool:
+        """Have one side take what the scan of its neighbour left unread; return as `_send_unread`."""
+        unread = side.unread()
+        met: list[Met] = []
+        for one in other.take_unread(unread):
+            self._transferred += one.stat.size
+            self._progress.advance(1, one.stat.size, one.path)
+            met.append(one)
+        side.note_unread(met)
+        return len(met) == len(unread)
 
     def round(
         self,

@@ -77,7 +77,7 @@ MAY_USE = {  # besides the core, which all may use
     "reserve": "disk",
     "room": "collect contents disk errors reserve stage words",
     "local": "alike apply bases chunks collect config contents database disk errors foreseen held history"
-    " manifest past replicas reserve room root scan sender stage take watcher",
+    " look manifest past replicas reserve room root scan sender stage take watcher",
     "peer": "errors",
     "process": "errors",
     "ssh": "config errors peer process",

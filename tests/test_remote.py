@@ -59,7 +59,7 @@ from p2psync.calls import (
 )
 from p2psync.config import Peer
 from p2psync.connect import connect_local, connect_ssh
-from p2psync.core.model import Digest, Entry, Kind, Problem, Transition
+from p2psync.core.model import Digest, Entry, Kind, Problem, Stat, Transition
 from p2psync.core.pace import Compress
 from p2psync.core.replica import (
     AnyPieces,
@@ -72,6 +72,7 @@ from p2psync.core.replica import (
     Identity,
     Like,
     Mark,
+    Met,
     More,
     Name,
     Piece,
@@ -79,6 +80,7 @@ from p2psync.core.replica import (
     Scanned,
     Source,
     Taken,
+    Unread,
     Want,
 )
 from p2psync.core.vector import ReplicaId, Version
@@ -138,6 +140,16 @@ class Fake:
     def read_unread(self) -> Generator[list[Piece], None, None]:
         for digest, data in self.held.items():
             yield [Piece(digest, data, More.LAST)]
+
+    def unread(self) -> Sequence[Unread]:
+        return [Unread(path, entry.size) for path, entry in self.tree.items()]
+
+    def take_unread(self, files: Sequence[Unread]) -> Iterator[Met]:
+        for path, size in files:
+            yield Met(path, self.tree[path].digest, 0o644, Stat(size, 1, 2, 3), 4)
+
+    def note_unread(self, met: Sequence[Met]) -> None:
+        self.tree.update({one.path: REPLACE(TREE[b"a"], digest=one.digest) for one in met})
 
     def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
         self.stage([piece for piece in batch if len(piece.data) < size] for batch in batches)

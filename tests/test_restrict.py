@@ -717,7 +717,8 @@ def test_no_call_destroys_what_was_stored() -> None:
     known += " Take"  # from a tree that is named where the process is started, never by the other side
     known += " Alike Sources Differences"  # read; what they remember is a cache
     known += " RoomIfBlank PutBy"  # where there is nothing at all, as much as fits
-    known += " ReadUnread"  # what a scan found
+    known += " ReadUnread GetUnread"  # what a scan found
+    known += " TakeUnread NoteUnread"  # there is no neighbour
     known += " Sparse"  # looks at what is held
     known += " Describe Echo"  # tries what the file system can do, in the sidecar
     known += " Watch Wait Open"  # what is opened again is opened by the same key

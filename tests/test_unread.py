@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 
 from p2psync import look, stage
 from p2psync.core.merge import MAX_TEXT
-from p2psync.core.model import Prefer
+from p2psync.core.model import Digest, Prefer
 from p2psync.core.replica import PIECE_BYTES, More, Piece, place_of
 from p2psync.disk import hash_file
+from p2psync.errors import ReplicaError
 from p2psync.local import LocalReplica
+from p2psync.restrict import Key
 from p2psync.sync import Result, Session
 from tests.cli_support import p2psync, replica
 from tests.sshd import Sshd
@@ -63,8 +66,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return names
 
 
-def first_sync(home: LocalReplica, peer: LocalReplica) -> Result:
-    session = Session(home, peer, Quiet())
+def first_sync(home: LocalReplica, peer: LocalReplica, roots: Sequence[Path] = ()) -> Result:
+    near = bool(roots)
+    if near:
+        peer.neighbour, home.neighbour = map(os.fsencode, roots)
+    session = Session(home, peer, Quiet(), near)
     session.scan(keep=True, all_new=True)
     return session.round(Prefer.BOTH)
 
@@ -84,9 +90,10 @@ def cut(contents: bytes, name: bytes = b"films/one") -> list[list[Piece]]:
     ]
 
 
+@pytest.mark.parametrize("near", [False, True])
 @pytest.mark.parametrize("filled", ["home", "peer"])
 def test_what_one_side_alone_has_is_read_once(
-    home: Path, peer: Path, hashed: list[bytes], filled: str
+    home: Path, peer: Path, hashed: list[bytes], filled: str, near: bool
 ) -> None:
     one, other = (home, peer) if filled == "home" else (peer, home)
     if filled == "peer":
@@ -94,7 +101,7 @@ def test_what_one_side_alone_has_is_read_once(
         for name in ("notes", "border"):
             os.rename(home / name, peer / name)
     with opened(home) as ours, opened(peer) as theirs:
-        result = first_sync(ours, theirs)
+        result = first_sync(ours, theirs, (home, peer) if near else ())
         assert result.in_step
         assert entries(ours) == entries(theirs)
         assert result.transferred == sum(map(len, TREE.values()))
@@ -165,6 +172,74 @@ def test_what_is_written_to_while_it_is_handed_over_comes_as_it_is_then(
     assert (peer / "films" / "two").read_bytes() == b"cut anew" * PIECE_BYTES
 
 
+@pytest.mark.parametrize("change", ["edited", "touched", "grown", "gone", "a folder", "a link"])
+def test_what_changes_while_the_neighbour_takes_it_comes_as_it_is_then(
+    home: Path, peer: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    write_blocks = stage._write_blocks
+    film = home / "films" / "one"
+
+    def meanwhile(fd: int, blocks: stage.Blocks, most: int) -> Digest | None:
+        digest = write_blocks(fd, blocks, most)
+        if not changed:
+            changed.append(change)
+            match change:
+                case "edited":
+                    film.write_bytes(b"cut anew" + VIDEO[8:])
+                case "touched":
+                    os.utime(film)
+                case "grown":
+                    film.write_bytes(VIDEO + b"more")
+                case _:
+                    film.unlink()
+                    if change == "a folder":
+                        film.mkdir()
+                    elif change == "a link":
+                        film.symlink_to("two")
+        return digest
+
+    changed: list[str] = []
+    with opened(home) as ours, opened(peer) as theirs:
+        monkeypatch.setattr(stage, "_write_blocks", meanwhile)
+        assert first_sync(ours, theirs, (home, peer)).in_step
+        assert changed
+    assert snapshot(home) == snapshot(peer)
+
+
+def test_what_a_file_is_nobody_tells_who_is_not_on_this_machine(home: Path, peer: Path) -> None:
+    with opened(home) as ours, opened(peer) as theirs:
+        ours.scan(keep=True, leave_large=True)
+        theirs.room_if_blank()
+        unread = ours.unread()
+        assert list(theirs.take_unread(unread)) == []
+        theirs.neighbour = os.fsencode(home)
+        met = list(theirs.take_unread(unread))
+        assert [one.path for one in met] == [b"films/one", b"films/two"]
+        with pytest.raises(ReplicaError, match="on the same machine"):
+            ours.note_unread(met)
+        assert b"films/one" not in entries(ours)
+
+
+def test_a_neighbour_takes_no_more_than_it_has_room_for(home: Path, peer: Path) -> None:
+    with opened(home) as ours, opened(peer) as theirs:
+        theirs.neighbour = os.fsencode(home)
+        ours.scan(keep=True, leave_large=True)
+        unread = ours.unread()
+        assert list(theirs.take_unread(unread)) == []  # nobody has asked whether it is blank
+        theirs.room_if_blank()
+        assert list(theirs.take_unread([unread[0]._replace(size=1 << 60)])) == []
+        assert len(list(theirs.take_unread(unread[:1]))) == 1
+        assert len(list(theirs.take_unread(unread[1:]))) == 1
+
+
+def test_what_was_written_to_just_before_it_was_taken_is_looked_at_again(home: Path, peer: Path) -> None:
+    (home / "films" / "one").write_bytes(VIDEO)
+    with opened(home) as ours, opened(peer) as theirs:
+        first_sync(ours, theirs, (home, peer))
+        rows = [ours.manifest.row(b"films/" + name) for name in (b"one", b"two")]
+        assert [row is not None and row.racy for row in rows] == [True, False]
+
+
 def test_what_was_read_is_known_to_the_next_run_when_the_line_breaks(home: Path, peer: Path) -> None:
     with opened(home) as ours:
         ours.scan(keep=True, leave_large=True)
@@ -180,6 +255,7 @@ def test_a_file_that_came_in_part_goes_on_where_it_was(tmp_path: Path, peer: Pat
     home = new_replica(tmp_path / "other", {b"film": film})
     with opened(home) as ours, opened(peer) as theirs:
         ours.scan(keep=True, leave_large=True)
+        theirs.room_if_blank()
         theirs.put_by(islice(ours.read_unread(), 5), len(film))
     with opened(home) as ours, opened(peer) as theirs:
         result = first_sync(ours, theirs)
@@ -192,6 +268,7 @@ def test_contents_that_are_not_what_was_read_do_not_come(home: Path, peer: Path)
     with opened(home) as ours, opened(peer) as theirs:
         ours.scan(keep=True, leave_large=True)
         pieces = cut(VIDEO[::-1], b"films/one") + cut(VIDEO[:-1], b"films/two")
+        theirs.room_if_blank()
         theirs.put_by(pieces, 1 << 30)
         read_unread(ours)
         session = Session(ours, theirs, Quiet())
@@ -202,13 +279,19 @@ def test_contents_that_are_not_what_was_read_do_not_come(home: Path, peer: Path)
 
 def test_no_more_is_put_by_than_was_announced(peer: Path) -> None:
     with opened(peer) as replica:
+        replica.room_if_blank()
         replica.put_by(cut(VIDEO, b"a") + cut(VIDEO, b"b"), 2 * len(VIDEO) - 1)
         assert os.listdir(peer / ".p2psync" / "partial") == [place_of(b"a").hex() + ".path"]
 
 
 def test_nothing_is_put_by_where_something_is(peer: Path) -> None:
-    write(os.fsencode(peer / "file"), b"there")
     with opened(peer) as replica:
+        replica.put_by(cut(VIDEO), 1 << 30)  # nobody has asked
+        assert replica.room_if_blank()
+        replica.prepare([])
+        replica.put_by(cut(VIDEO), 1 << 30)
+        write(os.fsencode(peer / "file"), b"there")
+        assert not replica.room_if_blank()
         replica.put_by(cut(VIDEO), 1 << 30)
     assert staged(peer) == []
     assert not (peer / ".p2psync" / "partial").exists() or not os.listdir(peer / ".p2psync" / "partial")
@@ -226,6 +309,7 @@ def test_more_than_there_is_room_for_is_told_as_ever(
 def test_digests_are_not_believed_of_what_was_written_to(home: Path, peer: Path) -> None:
     with opened(home) as ours, opened(peer) as theirs:
         ours.scan(keep=True, leave_large=True)
+        theirs.room_if_blank()
         theirs.put_by(ours.read_unread(), 1 << 30)
         for part in (peer / ".p2psync" / "partial").iterdir():
             part.write_bytes(b"damaged" + part.read_bytes()[7:])
@@ -246,6 +330,19 @@ def test_what_one_that_was_made_anew_has_is_of_unknown_past(home: Path, peer: Pa
 
 
 # -- over a real sshd
+
+
+@pytest.mark.parametrize("key", [Key(read_only=True), Key(append_only=True)])
+@pytest.mark.parametrize("filled", ["home", "peer"])
+def test_a_key_that_may_do_little_does_not_keep_from_it(tmp_path: Path, key: Key, filled: str) -> None:
+    home = new_replica(tmp_path / "home", TREE if filled == "home" else None)
+    peer = new_replica(tmp_path / "peer", TREE if filled == "peer" else None)
+    with opened(home) as ours, contextlib.closing(key.open(os.fsencode(peer), create=False)) as theirs:
+        session = Session(ours, theirs, Quiet())
+        session.scan(keep=True, all_new=True)
+        refused = key.read_only and filled == "home"
+        assert session.round(Prefer.BOTH).in_step is not refused
+    assert (snapshot(home) == snapshot(peer)) is not refused
 
 
 def test_a_first_copy_over_ssh_and_a_clone_of_it(tmp_path: Path, sshd: Sshd) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from xxhash import xxh3_128_digest
 
 from p2psync.core.chunking import HASH_BYTES, MOST_BASES, Chunks
-from p2psync.core.model import Digest, Entry, Problem, ShownPath, Transition
+from p2psync.core.model import Digest, Entry, Problem, ShownPath, Stat, Transition
 from p2psync.core.reconcile import Contest
 from p2psync.core.vector import ReplicaId, Stamp
 
@@ -204,6 +204,25 @@ class More(IntEnum):
     """Nothing: what has the digest is not there any more."""
 
 
+class Unread(NamedTuple):
+    """A large file that a scan has left."""
+
+    path: bytes
+    size: Count
+    """Bytes."""
+
+
+class Met(NamedTuple):
+    """What such a file was when it was copied: verified, with a stat that was the same before and after."""
+
+    path: bytes
+    digest: AnyDigest
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)]
+    stat: Stat
+    began_ns: int
+    """When that began, in nanoseconds since 1970."""
+
+
 class Piece(NamedTuple):
     """A part of a file's contents; the pieces of a file follow one another."""
 
@@ -280,6 +299,15 @@ class Replica(Protocol):
         Their contents are named by their places, since nobody knows them yet. Of a file that cannot be read,
         or is written to meanwhile, the last piece is `GONE`: it is not recorded, and the next scan will tell.
         """
+
+    def unread(self) -> Sequence[Unread]:
+        """Return the files that the scan left, for a neighbour that takes them itself."""
+
+    def take_unread(self, files: Sequence[Unread]) -> Iterator[Met]:
+        """Take in such files of the neighbour, for `prepare`, but for what is not as it was seen."""
+
+    def note_unread(self, met: Sequence[Met]) -> None:
+        """Record what the neighbour has found these files to be."""
 
     def put_by(self, batches: Iterable[list[Piece]], size: int) -> None:
         """Take in what the other side reads with `read_unread`, for `prepare`; no more than `size` bytes."""
