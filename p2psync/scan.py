@@ -101,7 +101,7 @@ class Scan:
     mounts: set[bytes] = field(default_factory=set)
     """Directories on which something is mounted, or should be."""
     away: set[bytes] = field(default_factory=set)
-    """Directories whose disk is not mounted, or that an empty one hides: what is in them is not known."""
+    """Directories whose disk is not mounted, or that another hides: what is in them is not known."""
     unread: list[Unread] = field(default_factory=list)
     """Large files never met before that were left to be read later."""
 
@@ -301,14 +301,15 @@ class _Scanner:
         self._found.fingerprints[path] = fingerprint if trusted else None
 
     def _is_away(self, path: bytes, device: int, above: int) -> bool:
-        """Is a disk not mounted that was, or does an empty one hide what is in a directory?"""
+        """Is a disk not mounted that was, or does another, or an empty one, hide what is in a directory?"""
         if device == above or path in self._accepted:
             return path in self._mounts
+        if not any(row.entry.alive for row in self._known.rows(path).values()):
+            return False
         try:
-            names = set(os.listdir(self._root.directory(path)))
+            return path not in self._mounts or set(os.listdir(self._root.directory(path))) <= {_SIDECAR}
         except OSError:  # to look at it will tell
             return False
-        return names <= {_SIDECAR} and any(row.entry.alive for row in self._known.rows(path).values())
 
     def _rules(self, visit: _Visit, directory: int, children: dict[bytes, os.stat_result]) -> Ignore:
         """Return the rules in force in a directory, its own ignore file included."""
@@ -446,10 +447,7 @@ class _Scanner:
             if not row.entry.alive:
                 continue
             child = join(path, name)
-            if ignore.matches(name, was_directory):
-                self._hide(child, row)
-                continue
-            was_hidden = hidden or row.hidden
+            was_hidden = hidden or row.hidden or ignore.matches(name, was_directory)
             if was_hidden:
                 self._found.forgotten.append(child)
             else:
@@ -488,10 +486,10 @@ class _Scanner:
 
 
 _UNMOUNTED = "was a mounted disk and is not mounted now"
-_HIDDEN = "has files, and an empty disk is mounted on it"
+_HIDDEN = "has files, and another disk is mounted on it, or an empty one"
 _NOT_TAKEN = (
     "nothing in it is taken for deleted, and nothing is written there. If it is to go, remove the folder;"
-    " if it is to be as it is now, use `p2psync sync --accept-folder`"
+    " if it is to be as it is now, run `p2psync sync --accept-folder PATH` in this replica"
 )
 _SIDECAR = os.fsdecode(SIDECAR)
 

@@ -174,7 +174,7 @@ def test_a_disk_in_the_tree_that_is_not_mounted_any_more_is_no_deletion(tmp_path
     (here / "more" / "left under it").write_text("3")
     assert "is not mounted now" in p2psync(here, "sync", there, code=1).err
     with mounted(here / "more"):
-        assert "an empty disk is mounted on it" in p2psync(here, "sync", there, code=1).err
+        assert "another disk is mounted on it, or an empty one" in p2psync(here, "sync", there, code=1).err
         (here / "more" / "too").write_text("2")
         p2psync(here, "sync", there)
     shutil.rmtree(here / "more")
@@ -187,10 +187,30 @@ def test_an_empty_disk_mounted_over_files_is_no_deletion(tmp_path: Path) -> None
     before = snapshot(there)
     with mounted(here / "photos"):
         ran = p2psync(here, "sync", there, code=1)
-        assert "photos has files, and an empty disk is mounted on it" in ran.err
+        assert "photos has files, and another disk is mounted on it, or an empty one" in ran.err
         assert snapshot(there) == before
     p2psync(here, "sync", there)
     assert snapshot(here) == snapshot(there) == before
+
+
+def test_another_disk_mounted_over_files_edits_none_of_them_unless_it_is_accepted(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"photos/one": "1", "photos/two": "2"})
+    before = snapshot(there)
+    with mounted(here / "photos"):
+        write(here / "photos" / "one", "an older one")
+        assert "--accept-folder" in p2psync(here, "sync", there, code=1).err
+        assert snapshot(there) == before
+        p2psync(here, "sync", "--accept-folder", here / "photos", there)
+        assert contents(there) == {"photos/one": b"an older one"}
+        write(here / "photos" / "three", "3")
+        p2psync(here, "sync", there)
+        assert_same(here, there)
+
+
+@pytest.mark.parametrize("path", ["nothing", "file"])
+def test_only_a_folder_is_accepted(tmp_path: Path, path: str) -> None:
+    here, there = pair(tmp_path, {"file": "x"})
+    p2psync(here, "sync", "--accept-folder", here / path, there, code=2)
 
 
 def test_nothing_is_written_where_a_disk_is_away_nor_taken_from_there(tmp_path: Path) -> None:

@@ -522,7 +522,7 @@ def test_what_is_deleted_while_it_is_ignored_is_not_known_when_the_rule_goes(roo
     scan_once(root)
     with opened(root) as replica:
         kept = replica.lookup([Name(b"f.o", False), Name(b"d/e/f", False)]).entries
-    assert [entry is not None and entry.alive for entry in kept] == [True, True]
+    assert kept == [None, None]
     make_tree(root, {b".p2pignore": b""})
     assert set(scanned(root)) == {b".p2pignore"}
 
@@ -546,6 +546,20 @@ def test_what_is_deleted_once_no_rule_hides_it_is_deleted(root: Path, how: str) 
         b"d/e/f",
         b"d/g",
     }
+
+
+def test_what_is_ignored_in_a_folder_that_goes_is_not_known_when_the_rule_goes(root: Path) -> None:
+    make_tree(root, {b"d/e/f": b"1", b"d/g": b"2", b".p2pignore": b"e\n"})
+    make_tree(root, {b".p2pignore": b""})
+    scan_once(root)
+    make_tree(root, {b".p2pignore": b"e\n"})
+    scan_once(root)
+    (root / "d").rename(root.parent / "away")
+    scan_once(root)
+    make_tree(root, {b".p2pignore": b""})
+    found = scanned(root)
+    assert {path for path, entry in found.items() if not entry.alive} == {b"d", b"d/g"}
+    assert not {b"d/e", b"d/e/f"} & found.keys()
 
 
 def test_what_goes_from_a_folder_while_that_is_ignored_is_not_known_either(root: Path) -> None:

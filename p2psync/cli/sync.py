@@ -142,9 +142,9 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
     "--accept-folder",
     multiple=True,
     metavar="PATH",
-    type=click.Path(path_type=bytes),
-    help="PATH, whose disk is not mounted any more, or is empty, is to be as it is now: what is not in it is"
-    " taken for deleted.",
+    type=click.Path(exists=True, file_okay=False, path_type=bytes),
+    help="PATH here, whose disk is not mounted any more, or is another one, is to be as it is now: what is"
+    " not in it is taken for deleted.",
 )
 @click.option("--approve", metavar="PLAN-ID", default="", help="Carry out the plan that was refused, once.")
 @click.option(
