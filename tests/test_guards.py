@@ -15,7 +15,7 @@ import pytest
 from p2psync import room, stage
 from p2psync.core.paths import SIDECAR
 from p2psync.disk import free_on
-from tests.cli_support import assert_same, history, p2psync, pair, replica, snapshot, write
+from tests.cli_support import assert_same, contents, history, p2psync, pair, replica, snapshot, write
 from tests.sshd import Sshd
 from tests.support import sync
 
