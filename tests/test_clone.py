@@ -50,6 +50,12 @@ def test_a_clone_that_was_interrupted_is_carried_on(tmp_path: Path, there: Path)
     p2psync(tmp_path, "clone", there, here)
 
 
+def test_a_clone_that_was_killed_as_it_began_is_made_by_the_same_command(tmp_path: Path, there: Path) -> None:
+    write(tmp_path / "here" / ".p2psync" / "manifest.new", "half")
+    p2psync(tmp_path, "clone", there, "here")
+    assert_same(tmp_path / "here", there)
+
+
 def test_what_is_there_is_not_mixed_with_a_clone(tmp_path: Path, there: Path) -> None:
     write(tmp_path / "full/mine", "1")
     assert "is not empty" in p2psync(tmp_path, "clone", there, "full", code=3).err

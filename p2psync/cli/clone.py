@@ -64,7 +64,7 @@ def clone(
             f"{shown(target)} is a replica already, and {place} is no peer of it: to sync them, say"
             f" `p2psync sync {place}` there"
         )
-    if not begun and os.path.isdir(target) and os.listdir(target):
+    if not begun and os.path.isdir(target) and set(os.listdir(target)) - {b".p2psync"}:
         raise ReplicaError(
             f"{shown(target)} is not empty: to sync it with {place}, say `p2psync init` there, and then"
             f" `p2psync sync {place}`"
