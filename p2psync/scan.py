@@ -361,7 +361,8 @@ class _Scanner:
             kind = kind_of(st.st_mode)
             row = rows.get(name)
             if ignore.matches(name, kind is Kind.DIRECTORY):
-                if row := rows.pop(name, None):
+                if row:
+                    del rows[name]
                     self._hide(join(path, name), row)
                 continue
             child = join(path, name)
