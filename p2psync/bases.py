@@ -2,7 +2,8 @@
 
 Many texts share a block: a file each would double the cost of a first sync. Where a text lies is an
 `Extent` in the manifest. A block that was lost, or never reached the disk, is found out by its digest:
-then there is no base, and a conflict is set aside instead of merged.
+then there is no base, and a conflict is set aside instead of merged. The text is kept anew when it comes
+again.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Bases:
         self._written: list[Extent] = []
         """Of the block that is being written, and good once the writer has ended."""
         self._writer: Thread | None = None
+        self._lost: set[Digest] = set()
+        """Kept texts that could not be read, and did not come anew since."""
 
     def close(self) -> None:
         """Close the file; what was not flushed is forgotten."""
@@ -90,6 +93,7 @@ class Bases:
     def written(self) -> list[Extent]:
         """Return where texts are that have been written, and were not told of yet."""
         extents, self._extents = self._extents, []
+        self._lost.difference_update(extent.digest for extent in extents)
         return extents
 
     def adopt(self, extents: Iterable[Extent]) -> None:
@@ -97,8 +101,16 @@ class Bases:
         self._extents += extents
 
     def read(self, extent: Extent) -> bytes | None:
-        """Return the text at `extent`, None if it is not there any more."""
-        return _text(self._read_block(extent), extent)
+        """Return the text at `extent`, None if it is not there any more: then it is kept anew if it comes."""
+        text = _text(self._read_block(extent), extent)
+        if text is None:
+            self._lost.add(extent.digest)
+        return text
+
+    def take_lost(self) -> set[Digest]:
+        """Return which texts turned out to be lost, once; the manifest is to forget them."""
+        lost, self._lost = self._lost, set()
+        return lost
 
     def move(self, extents: Iterable[Extent]) -> dict[Digest, Extent]:
         """Write texts that are kept a second time, close together; return where those are that could be.
@@ -149,7 +161,7 @@ class Bases:
     def _write(self) -> None:
         """Begin to write what is waiting: compressing leaves the interpreter to others meanwhile."""
         self._size = 0
-        for digest in self._kept(list(self._waiting)):
+        for digest in self._kept(list(self._waiting)) - self._lost:
             del self._waiting[digest]
         if self._waiting:
             self._join()

@@ -906,6 +906,7 @@ class LocalReplica:
         if texts:
             self._bases.sync()
         with self._manifest.transaction():
+            self._manifest.texts.forget(self._bases.take_lost())
             self._manifest.texts.keep(texts)
             self._manifest.samples.add(self._lists.samples())
             self._manifest.replicas.set_mark(peer, mark, time.time())

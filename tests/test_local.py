@@ -27,6 +27,7 @@ from tests.support import (
     OLD_NS,
     carry_out,
     contents_of,
+    digest,
     do_not_wait_for_disk,
     entries,
     file,
@@ -371,6 +372,31 @@ def test_without_its_bases_a_conflict_is_set_aside(tmp_path: Path) -> None:
     make_tree(other, {b"f": b"1\n2\n3\nfour\n"}, OLD_NS + 2)
     assert [conflict.resolution for conflict in sync(one, other).conflicts] == [Resolution.SET_ASIDE]
     assert contents_of([one]) == contents_of([other]) == {b"one\n2\n3\n4\n", b"1\n2\n3\nfour\n"}
+
+
+@pytest.mark.parametrize("comes", ["in the same sync", "later"])
+def test_a_text_that_was_lost_is_kept_anew_when_it_comes_again(tmp_path: Path, comes: str) -> None:
+    root, text = new_replica(tmp_path / "replica"), b"1\n2\n"
+    peer = Identity(ReplicaId(7), "peer", 1)
+
+    def come(replica: LocalReplica) -> None:
+        replica.keep(digest(text), text)
+        replica.acknowledge(peer, Mark(1, 0, b""))
+
+    with opened(root) as replica:
+        come(replica)
+    (root / ".p2psync" / "bases").write_bytes(b"")
+    with opened(root) as replica:
+        assert replica.texts([digest(text)]) == [None]
+        if comes == "later":
+            replica.acknowledge(peer, Mark(1, 0, b""))
+            assert replica.manifest.texts.kept([digest(text)]) == set()
+        else:
+            come(replica)
+    with opened(root) as replica:
+        if comes == "later":
+            come(replica)
+        assert replica.texts([digest(text)]) == [text]
 
 
 # -- what is told
