@@ -161,8 +161,9 @@ class Applier:
         if row is None or not row.entry.alive:
             return self._create(path, wanted) if wanted.alive else Row(wanted)
         directory, name = self._parent(path)
-        _check_unchanged(name, directory, row)
-        if wanted.kind is row.entry.kind and wanted.same_bytes(row.entry):
+        amends = wanted.kind is row.entry.kind and wanted.same_bytes(row.entry)
+        _check_unchanged(name, directory, row, wanted if amends else row.entry)
+        if amends:
             return self._amend(name, directory, row, wanted)
         if row.entry.kind is Kind.DIRECTORY and path in self._failed_in:
             # Be it empty now: no scan would find what the manifest still has in it.
@@ -214,7 +215,7 @@ class Applier:
         try:
             source, name = self._parent(old)
             made = split(new)[1]
-            _check_unchanged(name, source, row)
+            _check_unchanged(name, source, row, row.entry)
             if wanted.size <= MAX_TEXT and hash_file(name, source)[0] != wanted.digest:
                 raise Refused(_NOT_STAGED)  # the disk has lost it
             rename_between(name, source, made, target)
@@ -369,8 +370,8 @@ class _NotEmpty(Exception):
     """A directory is not empty."""
 
 
-def _check_unchanged(name: bytes, directory: int, row: Row) -> None:
-    """Is at the path what the manifest says (I4)?
+def _check_unchanged(name: bytes, directory: int, row: Row, wanted: Entry) -> None:
+    """Is at the path what the manifest says (I4)? A file may have the permissions and time that are wanted.
 
     Raises:
         Refused: it is something else.
@@ -383,9 +384,13 @@ def _check_unchanged(name: bytes, directory: int, row: Row) -> None:
     elif same and entry.kind is Kind.DIRECTORY:
         same = st.st_mode & 0o777 == entry.mode
     elif same and entry.kind is Kind.FILE:
-        same = _is_like(st, row)
-        if same and (row.racy or stat_of(st) != row.stat):  # the ctime: another link to it went, maybe
-            same = st.st_mode & 0o777 == entry.mode and hash_file(name, directory)[0] == entry.digest
+        same = stat_of(st) == row.stat
+        if row.racy or not same:  # another link to it went, maybe, or was amended
+            same = (
+                _is_like(st, row, wanted.mtime_ns)
+                and st.st_mode & 0o777 in (entry.mode, wanted.mode)
+                and hash_file(name, directory)[0] == entry.digest
+            )
     if not same:
         raise Refused("was changed meanwhile; the next sync will look at it")
 
@@ -413,9 +418,14 @@ def _is_expected(name: bytes, directory: int, row: Row) -> bool:
     return _is_like(st, row)
 
 
-def _is_like(st: os.stat_result, row: Row) -> bool:
-    """Is a file what it was, by all but its ctime?"""
-    return row.stat is not None and stat_of(st)._replace(ctime_ns=row.stat.ctime_ns) == row.stat
+def _is_like(st: os.stat_result, row: Row, *times: int) -> bool:
+    """Is a file what it was, by all but its ctime, or with one of some mtimes?"""
+    found, known = stat_of(st), row.stat
+    return (
+        known is not None
+        and found.mtime_ns in (known.mtime_ns, *times)
+        and found._replace(mtime_ns=known.mtime_ns, ctime_ns=known.ctime_ns) == known
+    )
 
 
 def _put_away(name: bytes, directory: int, row: Row) -> bool:

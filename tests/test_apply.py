@@ -738,6 +738,28 @@ def test_a_file_of_which_another_link_went_is_what_it_was(root: Path, wanted: st
     assert set(contents_of([root])) == (set() if wanted == "delete" else {b"new"})
 
 
+@pytest.mark.parametrize(
+    "wanted", [file(b"old", 0o600, seen=version(9)), file(b"old", 0o644, NEW_NS, version(9))]
+)
+def test_what_was_done_to_another_link_is_no_change_of_this_one(root: Path, wanted: Entry) -> None:
+    make_tree(root, {b"p": b"old"})
+    os.link(root / "p", root / "q")
+    assert carry_out_at(root, {b"p": wanted, b"q": wanted}) == []
+    seen = Seen("file", wanted.mode, wanted.mtime_ns, b"old")
+    assert snapshot(root) == {b"p": seen, b"q": seen}
+    assert nothing_left_to_find(root)
+
+
+@pytest.mark.parametrize("wanted", [tombstone(version(9)), file(b"new", 0o600, NEW_NS, version(9))])
+def test_permissions_that_changed_are_no_ones_that_are_wanted_with_other_contents(
+    root: Path, wanted: Entry
+) -> None:
+    make_tree(root, {b"p": b"old"})
+    problems = carry_out_at(root, {b"p": wanted}, b"new", meanwhile=lambda: os.chmod(root / "p", wanted.mode))
+    assert len(problems) == 1
+    assert contents_of([root]) == {b"old"} and history(root) == []
+
+
 # -- moves
 
 
