@@ -646,9 +646,14 @@ class LocalReplica:
 
     def _stage_own(self, content: Content, holder: bytes | None, kept: bool) -> bool:
         """Stage what is in another file of the tree, or among the bases."""
+
+        def is_it(path: bytes, fd: int) -> bool:
+            known = self.contents.is_as_known(path, fd)
+            return known and self._stage.copy(content.digest, fd, self._bases.add)
+
         if holder is not None:
-            with self.contents.opened(content.digest, self.contents.is_as_known, holder) as fd:
-                if fd is not None and self._stage.copy(content.digest, fd, self._bases.add):
+            with self.contents.opened(content.digest, is_it, holder) as fd:
+                if fd is not None:
                     return True
         with self.contents.in_history(content.digest) as fd:
             if fd is not None and self._stage.copy(content.digest, fd):

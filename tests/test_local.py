@@ -399,6 +399,18 @@ def test_a_text_that_was_lost_is_kept_anew_when_it_comes_again(tmp_path: Path, c
         assert replica.texts([digest(text)]) == [text]
 
 
+@pytest.mark.parametrize("good", [b"a", b"b", b"c"])
+def test_of_several_files_with_the_same_contents_a_good_one_is_copied(tmp_path: Path, good: bytes) -> None:
+    root = new_replica(tmp_path, dict.fromkeys((b"a", b"b", b"c"), b"1"))
+    scanned(root)
+    make_tree(root, {path: b"2" for path in (b"a", b"b", b"c") if path != good})
+    with opened(root) as replica:
+        step = Transition(b"d", None, file(b"1"))
+        assert replica.prepare([step]) == []
+        assert [(one.done, one.problems) for one in replica.apply()] == [(1, [])]
+    assert snapshot(root)[b"d"].data == b"1"
+
+
 # -- what is told
 
 
