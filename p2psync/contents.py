@@ -57,9 +57,11 @@ class Contents:
 
     def unrecorded(self) -> list[Kept]:
         """Return what the history has from runs that died before they could be recorded."""
-        recorded = {run.name for run in self._manifest.past.runs()}
-        names = (name for name in self._history.runs() if name not in recorded)
-        return [Kept(name, began(name), self._history.size(name)) for name in names]
+        return [Kept(name, began(name), self._history.size(name)) for name in self._unrecorded()]
+
+    def look_again(self) -> None:
+        """Look anew for runs that died: one has done so meanwhile."""
+        self.__dict__.pop("_died", None)
 
     @contextlib.contextmanager
     def find(self, digest: Digest) -> Iterator[Iterator[bytes] | None]:
@@ -161,7 +163,11 @@ class Contents:
 
     @functools.cached_property
     def _died(self) -> list[str]:
-        return [run.run for run in self.unrecorded()]
+        return self._unrecorded()
+
+    def _unrecorded(self) -> list[str]:
+        recorded = {run.name for run in self._manifest.past.runs()}
+        return [name for name in self._history.runs() if name not in recorded]
 
 
 def file_at(path: bytes, root: Root) -> contextlib.AbstractContextManager[int | None]:

@@ -820,6 +820,7 @@ class LocalReplica:
         given_up, self._round = self._round, _Round(Foreseen(self._manifest))
         self._stage.give_up()
         self._manifest.roll_back()
+        self.contents.look_again()
         if given_up.run:  # it will not be acknowledged
             # A name is worth no failure.
             with contextlib.suppress(ReplicaError), self._manifest.transaction():

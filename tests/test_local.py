@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from p2psync import local
+from p2psync import apply, local
 from p2psync.connect import connect_local
 from p2psync.core.model import Action, Resolution, Transition
 from p2psync.core.replica import VERSIONS, Applied, Identity, Mark
 from p2psync.core.vector import ReplicaId
+from p2psync.disk import exchange
 from p2psync.errors import Locked, NotAReplica, ReplicaError
 from p2psync.local import LocalReplica, init, open_replica
 from p2psync.root import find_root
@@ -305,6 +306,32 @@ def test_what_was_given_up_is_not_carried_out(tmp_path: Path) -> None:
         assert not replica.give_up("a peer that failed")
         assert list(replica.apply()) == []
     assert snapshot(tmp_path) == {}
+
+
+def test_what_a_run_took_that_was_given_up_is_found_in_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = new_replica(tmp_path, {b"f": b"1", b"g": b"2"})
+    known = scanned(root)[b"f"]
+    make_tree(root, {b"g": b"3"})
+
+    def die_after(one: bytes, one_fd: int, other: bytes, other_fd: int) -> bool:
+        exchange(one, one_fd, other, other_fd)
+        raise Died
+
+    with opened(root) as replica:
+        replica.scan(keep=True)
+        with replica.contents.in_history(digest(b"2")) as fd:
+            assert fd is None
+        replica.prepare([Transition(b"f", known, file(b"4"))])
+        give(replica, b"4")
+        monkeypatch.setattr(apply, "exchange", die_after)
+        with pytest.raises(Died):
+            list(replica.apply())
+        assert replica.give_up("a peer that failed")
+        replica.scan(keep=True)
+        with replica.contents.in_history(digest(b"1")) as fd:
+            assert fd is not None
 
 
 def test_a_file_is_not_moved_from_or_to_a_folder_of_another_user(
