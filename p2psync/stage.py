@@ -429,12 +429,14 @@ class Stage:
             ReplicaError: something that was staged is not there any more.
         """
         counts = collections.Counter(split(path)[0] for path in self._ready())
+        ready: dict[bytes, set[bytes]] = {}
         for path in sorted((p for p, e in self._wanted.items() if e.kind is Kind.DIRECTORY), reverse=True):
             entry = self._wanted[path]
             try:
                 fd = self._root.directory(path)
                 if len(names := os.listdir(fd)) != counts[path]:
-                    self._tidy(path, fd, names)
+                    ready = ready or self._ready_in()
+                    _tidy(fd, set(map(os.fsencode, names)), ready.get(path, set()))
                 os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
                 os.fchmod(fd, entry.mode)
             except OSError as error:
@@ -448,13 +450,12 @@ class Stage:
             if entry.kind is not Kind.FILE and path not in self._trouble:
                 yield path
 
-    def _tidy(self, folder: bytes, directory: int, found: Iterable[str]) -> None:
-        ready = {name for above, name in map(split, self._ready()) if above == folder}
-        names = set(map(os.fsencode, found))
-        for name in names - ready:
-            os.unlink(name, dir_fd=directory)
-        if ready - names:
-            raise ReplicaError("what was staged is not there any more; the next sync will stage it again")
+    def _ready_in(self) -> dict[bytes, set[bytes]]:
+        """Return the names that are staged in each folder."""
+        ready: dict[bytes, set[bytes]] = {}
+        for folder, name in map(split, self._ready()):
+            ready.setdefault(folder, set()).add(name)
+        return ready
 
     def place(self, path: bytes) -> tuple[int, bytes]:
         """Return where what is to be at `path` waits: a directory, good until the next call, and a name.
@@ -519,6 +520,13 @@ class Stage:
             return False
         self._unread.append(path)
         return True
+
+
+def _tidy(directory: int, names: set[bytes], ready: set[bytes]) -> None:
+    for name in names - ready:
+        os.unlink(name, dir_fd=directory)
+    if ready - names:
+        raise ReplicaError("what was staged is not there any more; the next sync will stage it again")
 
 
 def _reached(root: Root, folder: bytes) -> int:

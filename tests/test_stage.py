@@ -599,6 +599,26 @@ def test_what_was_not_staged_for_a_new_folder_does_not_come_with_it(tmp_path: Pa
     stage.check(b"d")
 
 
+def test_what_was_not_staged_costs_no_look_at_all_files_for_each_folder(
+    tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [b"%d" % number for number in range(100)]
+    expect(stage, {folder: directory() for folder in folders})
+    for folder in folders:
+        (tmp_path / "stage" / os.fsdecode(folder) / "part").write_bytes(b"of a file")
+    looks = []
+    real = stage._ready
+
+    def ready() -> Iterator[bytes]:
+        looks.append(1)
+        return real()
+
+    monkeypatch.setattr(stage, "_ready", ready)
+    stage.finish_directories()
+    assert in_stage(tmp_path).keys() == set(folders)
+    assert len(looks) <= 2
+
+
 def test_a_folder_with_what_was_not_staged_and_cannot_be_removed_stays(tmp_path: Path, stage: Stage) -> None:
     expect(stage, {b"d": directory(), b"d/e": directory(), b"f": directory()})
     (tmp_path / "stage" / "d" / "e" / "folder").mkdir()
