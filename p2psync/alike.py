@@ -89,7 +89,7 @@ class Alike:
                 samples += samples_of(other.digest, hashes)
                 left, count = left - sum(length for _, length in windows(other.size)), count + 1
         if samples:
-            # No row is foreseen, in a transaction that would be open: that is for neighbours, who ask nothing.
+            # No transaction is open: rows are foreseen only of what a neighbour has, who asks nothing.
             with self._manifest.transaction():
                 self._manifest.samples.add(samples)
 
