@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from p2psync.core.detect import is_racy
@@ -35,12 +35,9 @@ from p2psync.disk import (
     sync_file_system,
     write_in,
 )
-from p2psync.folders import STUCK, Folders
+from p2psync.folders import STUCK, Folders, RowsOf, rows_of_all
 from p2psync.history import History
 from p2psync.stage import Stage
-
-_BATCH = 1000
-"""Rows read at once."""
 
 
 class Refused(Exception):
@@ -55,7 +52,7 @@ class Applier:
         root: Root,
         stage: Stage,
         history: History,
-        rows_of: Callable[[Sequence[bytes]], Sequence[Row | None]],
+        rows_of: RowsOf,
         foreseen: Mapping[bytes, Row] = MappingProxyType({}),
         moves: Mapping[bytes, bytes] = MappingProxyType({}),
     ) -> None:
@@ -96,7 +93,7 @@ class Applier:
         copies = {path for transition in ordered for path in transition.after}
         folders = Folders(self._root, self._history, self._rows_of, ordered, self._moves)
         together = folders.paths
-        rows = self._rows([step for step in ordered if step.path not in together])
+        rows = rows_of_all([step.path for step in ordered if step.path not in together], self._rows_of)
         away = [old for new, old in self._moves.items() if new not in together]
         self._sources = dict(zip(away, self._rows_of(away), strict=True)) if away else {}
         unsynced = False
@@ -124,10 +121,6 @@ class Applier:
                     self._unmade.add(path)
             yield outcome
         self._finish_directories()
-
-    def _rows(self, ordered: Sequence[Transition]) -> Iterator[Row | None]:
-        for start in range(0, len(ordered), _BATCH):
-            yield from self._rows_of([step.path for step in ordered[start : start + _BATCH]])
 
     def _without_folder(self, path: bytes) -> Problem | None:
         """Leave a path alone if its folder could not be made: no scan would look for it in another one."""
@@ -160,7 +153,7 @@ class Applier:
             return Row(wanted)
         if row is None or not row.entry.alive:
             return self._create(path, wanted) if wanted.alive else Row(wanted)
-        directory, name = self._parent(path)
+        directory, name = self._root.parent(path)
         amends = wanted.kind is row.entry.kind and wanted.same_bytes(row.entry)
         _check_unchanged(name, directory, row, wanted if amends else row.entry)
         if amends:
@@ -171,10 +164,6 @@ class Applier:
         if not wanted.alive:
             return self._delete(path, row, wanted)
         return self._replace(path, row, wanted)
-
-    def _parent(self, path: bytes) -> tuple[int, bytes]:
-        folder, name = split(path)
-        return self._root.directory(folder), name
 
     # -- what can happen to a path
 
@@ -211,9 +200,9 @@ class Applier:
         self._moved[old] = False
         if row is None or not row.entry.same_bytes(wanted):
             raise Refused(_NOT_STAGED)
-        target = os.dup(self._parent(new)[0])
+        target = os.dup(self._root.parent(new)[0])
         try:
-            source, name = self._parent(old)
+            source, name = self._root.parent(old)
             made = split(new)[1]
             _check_unchanged(name, source, row, row.entry)
             if wanted.size <= MAX_TEXT and hash_file(name, source)[0] != wanted.digest:
@@ -258,7 +247,7 @@ class Applier:
         Raises:
             FileExistsError: it is something else.
         """
-        directory, name = self._parent(path)
+        directory, name = self._root.parent(path)
         if not stat.S_ISDIR(lstat(name, directory).st_mode) or not _is_named(name, directory):
             raise FileExistsError(errno.EEXIST, "exists")
         source, staged = self._stage.place(path)
@@ -284,7 +273,7 @@ class Applier:
         return _row(wanted, name, directory)._replace(racy=wanted.kind is Kind.FILE)
 
     def _delete(self, path: bytes, row: Row, wanted: Entry) -> Row:
-        directory, name = self._parent(path)
+        directory, name = self._root.parent(path)
         if row.entry.kind is Kind.DIRECTORY:
             # What is left in it is ignored or no entry, and stays; what is new is found by the next scan.
             with contextlib.suppress(_NotEmpty):
@@ -300,7 +289,7 @@ class Applier:
     def _replace(self, path: bytes, row: Row, wanted: Entry) -> Row:
         """Swap the new for the old in one step: the old is in the history from that moment on (I3)."""
         source, staged = self._staged(path)
-        directory, name = self._parent(path)
+        directory, name = self._root.parent(path)
         shelf, kept = self._history.shelf(path)
         now = time.time_ns()
         if wanted.kind is Kind.DIRECTORY:  # its `..` is about to change
@@ -335,7 +324,7 @@ class Applier:
         RACE: for a moment nothing is at the path. Who dies there leaves a deletion, which the new version
         on the other side outlives.
         """
-        directory, name = self._parent(path)
+        directory, name = self._root.parent(path)
         _, kept = self._history.shelf(path)
         write_in(directory, lambda: rename_new(name, directory, kept, shelf))
         if not _put_away(kept, shelf, row):

@@ -94,6 +94,11 @@ class Root:
         self._path = path
         return self._fds[-1] if self._fds else self.fd
 
+    def parent(self, path: bytes) -> tuple[int, bytes]:
+        """Return the directory that `path` is in, as `directory` does, and its name there."""
+        folder, name = split(path)
+        return self.directory(folder), name
+
     def forget(self) -> None:
         """Drop what the cursor holds: directories have been replaced."""
         self._forget_from(0)

@@ -20,6 +20,14 @@ from p2psync.history import History
 _BATCH = 1000
 """Rows read at once."""
 
+RowsOf = Callable[[Sequence[bytes]], Sequence[Row | None]]
+
+
+def rows_of_all(paths: Sequence[bytes], rows_of: RowsOf) -> Iterator[Row | None]:
+    """Yield what `rows_of` tells of paths, however many."""
+    for start in range(0, len(paths), _BATCH):
+        yield from rows_of(paths[start : start + _BATCH])
+
 
 class Folders:
     """What goes, or moves, with its folder in one run."""
@@ -28,7 +36,7 @@ class Folders:
         self,
         root: Root,
         history: History,
-        rows_of: Callable[[Sequence[bytes]], Sequence[Row | None]],
+        rows_of: RowsOf,
         ordered: Sequence[Transition],
         moves: Mapping[bytes, bytes],
     ) -> None:
@@ -86,7 +94,7 @@ class Folders:
 
     def _put_folder_away(self, folder: _Folder) -> bool:
         rows = self._as_expected(folder.steps)
-        directory, name = self._parent(folder.top)
+        directory, name = self._root.parent(folder.top)
         if rows is None or not _is_whole(name, directory, folder.top, rows):
             return False
         shelf, kept = self._history.shelf(folder.top)
@@ -112,16 +120,16 @@ class Folders:
         """
         gone, made = zip(*together, strict=True)
         rows = self._as_expected(gone)
-        there = self._rows(made)
+        there = rows_of_all([step.path for step in made], self._rows_of)
         if rows is None or any(
             (row and row.entry) != step.expected for step, row in zip(made, there, strict=True)
         ):
             return
         old, new, whole = gone[0].path, made[0].path, False
         with contextlib.suppress(OSError):
-            target = os.dup(self._parent(new)[0])
+            target = os.dup(self._root.parent(new)[0])
             try:
-                (source, name), renamed = self._parent(old), split(new)[1]
+                (source, name), renamed = self._root.parent(old), split(new)[1]
                 if _is_whole(name, source, old, rows):
                     rename_between(name, source, renamed, target)
                     try:
@@ -141,19 +149,11 @@ class Folders:
     def _as_expected(self, steps: Sequence[Transition]) -> dict[bytes, Row] | None:
         """Return the rows of what is to go, None if a file among it has to be looked at first."""
         rows: dict[bytes, Row] = {}
-        for step, row in zip(steps, self._rows(steps), strict=True):
+        for step, row in zip(steps, rows_of_all([step.path for step in steps], self._rows_of), strict=True):
             if row is None or row.entry != step.expected or row.racy:
                 return None
             rows[step.path] = row
         return rows
-
-    def _rows(self, steps: Sequence[Transition]) -> Iterator[Row | None]:
-        for start in range(0, len(steps), _BATCH):
-            yield from self._rows_of([step.path for step in steps[start : start + _BATCH]])
-
-    def _parent(self, path: bytes) -> tuple[int, bytes]:
-        folder, name = split(path)
-        return self._root.directory(folder), name
 
 
 @dataclass

@@ -32,7 +32,7 @@ from p2psync.core.damage import (
     went_to_history,
 )
 from p2psync.core.ignore import Ignore
-from p2psync.core.model import NO_DIGEST, Digest, Entry, Kind, Record, Row, Transition
+from p2psync.core.model import NO_DIGEST, Digest, Entry, Kind, Record, Row, Transition, is_folder
 from p2psync.core.paths import SIDECAR, ancestors, shown, split
 from p2psync.core.replica import Name, Replica
 from p2psync.disk import (
@@ -248,7 +248,7 @@ class _Check:
         """Does a scan look at the path? Not if it is ignored, or in a folder that is, or cannot be read."""
         folder, name = split(path)
         rules = self._rules(folder)
-        return rules is not None and path not in self._unread and not rules.matches(name, _is_folder(entry))
+        return rules is not None and path not in self._unread and not rules.matches(name, is_folder(entry))
 
     def _rules(self, folder: bytes) -> Ignore | None:
         """Return the rules in a folder, or that would be, were it there; None: no scan looks into it."""
@@ -483,10 +483,6 @@ class _Check:
 
 _ROOT: Entry | None = Entry(kind=Kind.DIRECTORY)
 _NOWHERE = Entry(kind=Kind.TOMBSTONE)
-
-
-def _is_folder(entry: Entry) -> bool:
-    return entry.kind is Kind.DIRECTORY
 
 
 def _is_sound(path: bytes, entry: Entry) -> bool:

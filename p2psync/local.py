@@ -32,6 +32,7 @@ from p2psync.core.model import (
     Record,
     Transition,
     action_of,
+    is_folder,
 )
 from p2psync.core.order import moves
 from p2psync.core.paths import SIDECAR, ancestors, is_within, join, split
@@ -782,7 +783,7 @@ class LocalReplica:
                 size = sum(_displaced(record) for record in records if record.path not in moved)
                 self._manifest.past.add_run(Run(seq, run, int(now), kind, about, size), settled)
                 self._round.run = seq
-            gone = {path for path, row, before in records if _is_folder(before) and not row.entry.alive}
+            gone = {path for path, row, before in records if is_folder(before) and not row.entry.alive}
             self._manifest.forget_fingerprints(gone | touched)
             self._manifest.texts.keep(texts)
             wait_for_disk()
@@ -1060,10 +1061,6 @@ def _settled(transitions: Iterable[Transition], failed: Container[bytes]) -> lis
         for step in transitions
         if step.resolution and step.path not in failed
     ]
-
-
-def _is_folder(entry: Entry | None) -> bool:
-    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 def _displaced(record: Record) -> int:

@@ -118,7 +118,7 @@ class Stage:
         """
         self.give_up()
         self._wanted = {step.path: step.wanted for step in transitions if makes(step)}
-        self.left_over.bring_back(self._wanted, self._parent)
+        self.left_over.bring_back(self._wanted, self._root.parent)
         if tight:
             self.left_over.give_way()
         sweep(self._root, b"", self._adopt)
@@ -143,7 +143,7 @@ class Stage:
             case Kind.DIRECTORY:
                 self._root.directory(path)
             case Kind.SYMLINK:
-                directory, name = self._parent(path)
+                directory, name = self._root.parent(path)
                 os.symlink(entry.target, name, dir_fd=directory)
                 times = (entry.mtime_ns, entry.mtime_ns)
                 try:
@@ -151,10 +151,6 @@ class Stage:
                 except OSError:
                     os.unlink(name, dir_fd=directory)
                     raise
-
-    def _parent(self, path: bytes) -> tuple[int, bytes]:
-        folder, name = split(path)
-        return self._root.directory(folder), name
 
     # -- contents
 
@@ -250,7 +246,7 @@ class Stage:
         written = False
         for path in paths:
             try:
-                directory, name = self._parent(path)
+                directory, name = self._root.parent(path)
                 found = _write_whole(name, directory, self._wanted[path], data)
             except OSError as error:  # no room for it, or no way to it: others may fit
                 self._trouble[path] = error
@@ -267,7 +263,7 @@ class Stage:
         trouble: OSError | None = None
         for path in self._waiting_for(digest):
             try:
-                directory, name = self._parent(path)
+                directory, name = self._root.parent(path)
                 source = blocks if whole is None else self._staged(whole)
                 found = _write(name, directory, self._wanted[path], self._bounded(path, source))
             except OSError as error:  # no room for it, or no way to it: others may fit
@@ -299,7 +295,7 @@ class Stage:
 
     def _staged(self, path: bytes) -> Blocks:
         """Yield what has been staged for a path."""
-        directory, name = self._parent(path)
+        directory, name = self._root.parent(path)
         fd = open_file(name, directory)
         try:
             yield Span(fd, 0, self._wanted[path].size)
@@ -410,7 +406,7 @@ class Stage:
             entry = self._wanted[path]
             if entry.size > MAX_TEXT:
                 continue
-            directory, name = self._parent(path)
+            directory, name = self._root.parent(path)
             fd = open_file(name, directory)
             try:
                 yield entry.digest, os.read(fd, entry.size)
@@ -465,7 +461,7 @@ class Stage:
             OSError: why it could not be staged.
         """
         self.check(path)
-        return self._parent(path)
+        return self._root.parent(path)
 
     def check(self, path: bytes) -> Stat | None:
         """Return the stat of what is staged for `path` if it is a file; raises as `place`."""

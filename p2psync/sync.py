@@ -25,10 +25,10 @@ from p2psync.core.model import (
     Conflict,
     Digest,
     Entry,
-    Kind,
     Prefer,
     Problem,
     Transition,
+    is_folder,
     needs_content,
 )
 from p2psync.core.paths import IGNORE_FILE, split
@@ -356,7 +356,7 @@ class Session:
         for side, known, others in ((home, ours, theirs), (peer, theirs, ours)):
             unknown = [path for path in paths if path not in known]
             if unknown and (side.replica.newest() or side.scanned.rules):  # else it knows nothing
-                names = [Name(path, _is_folder(others.get(path))) for path in unknown]
+                names = [Name(path, is_folder(others.get(path))) for path in unknown]
                 ignored |= _look_up(side.replica, names, known)
         pairs = {path: Pair(ours.get(path), theirs.get(path)) for path in paths if path not in ignored}
         return Facts(pairs, contests=self._home.contests(pairs) if pairs else {})
@@ -541,10 +541,6 @@ def _no_policy(path: bytes) -> None:
 def _paths(side: Side) -> dict[Digest, bytes]:
     """Return where contents go, by digest: the first of the paths."""
     return {step.wanted.digest: step.path for step in reversed(side.transitions)}
-
-
-def _is_folder(entry: Entry | None) -> bool:
-    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 def _differ(pair: Pair) -> bool:

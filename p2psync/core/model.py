@@ -58,6 +58,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False, kw_only=True
         return self.same_bytes(other) and self.mode == other.mode
 
 
+def is_folder(entry: Entry | None) -> bool:
+    """Is it a directory?"""
+    return entry is not None and entry.kind is Kind.DIRECTORY
+
+
 class Stat(NamedTuple):
     """What vouches for a digest: as long as these stand, the file was not written to."""
 
