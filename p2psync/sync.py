@@ -61,6 +61,9 @@ BATCH = 5000
 
 MERGES_AT_ONCE = TEXTS_AT_ONCE
 """Of each there are three texts in memory."""
+PATIENCE_SECONDS = 2.0
+"""How long a scan of the peer, which may take very long and can be stopped anywhere, is waited for to end."""
+
 LEFT_BYTES = 1 << 20
 """Names of paths left for another time that are remembered: where there are more, all is compared again."""
 LARGE_AT_ONCE = 500
@@ -190,7 +193,7 @@ class Session:
             rooms = [one.room_if_blank() for one in self._replicas]
         if home_scanned is None:
             sides = ((home, rooms[1]), (peer, rooms[0]))
-            both = _on_both(sides, lambda side: side[0].scan(keep, doubt, side[1] > 0))
+            both = _on_both(sides, lambda side: side[0].scan(keep, doubt, side[1] > 0), PATIENCE_SECONDS)
             self.home_scanned, self._peer_scanned = both
         else:
             self.home_scanned, self._peer_scanned = home_scanned, peer.scan(keep, doubt, rooms[0] > 0)
@@ -625,8 +628,16 @@ _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
 
-def _on_both(items: Sequence[_Item], work: Callable[[_Item], _Answer]) -> list[_Answer]:
-    """Do the same for the home side and, meanwhile, for the peer; the first error of either is raised."""
+def _on_both(
+    items: Sequence[_Item], work: Callable[[_Item], _Answer], patience: float | None = None
+) -> list[_Answer]:
+    """Do the same for the home side and, meanwhile, for the peer; the first error of either is raised.
+
+    Args:
+        items: the two.
+        work: what is done.
+        patience: how many seconds the peer has to end where home fails; None: all that it takes.
+    """
     home, peer = items
     answers: list[_Answer] = []
     errors: list[BaseException] = []
@@ -642,7 +653,7 @@ def _on_both(items: Sequence[_Item], work: Callable[[_Item], _Answer]) -> list[_
     try:
         mine = work(home)
     except Exception:
-        thread.join()  # who catches the error closes both sides
+        thread.join(patience)  # who catches the error closes both sides
         raise
     thread.join()
     if errors:
