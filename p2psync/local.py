@@ -407,7 +407,8 @@ class LocalReplica:
         leave_large = leave_large and keep and not anew
         found = scan(self._root, known, stamp, exclude, note, part, leave_large, self.accepted)
         if self._watcher:
-            self._watcher.scanned(found.ignores, [problem.path for problem in found.problems])
+            again = [*(problem.path for problem in found.problems), *(path for path, _ in found.unread)]
+            self._watcher.scanned(found.ignores, again)
         if anew:
             found.problems.append(Problem(SIDECAR, _ANEW))
         self._ignores, self._away = found.ignores, found.away

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -257,6 +258,7 @@ class _Scanner:
                 self._forget_below(visit.path, visit.ignore, visit.hidden)
             else:
                 self._visit(visit)
+        self._leave_what_is_alone()
         self._look_at_leaves()
         places = [
             path + b"\0" + ignore.fingerprint
@@ -276,7 +278,7 @@ class _Scanner:
             ignore = self._rules(visit, directory, children)
         except OSError as error:
             self._problem(path, error)
-            self._found.mounts |= {mount for mount in self._mounts if is_within(mount, path)}
+            self._keep_mounts(path)
             return
         if visit.deep and self._part.folders is not None:
             self._forget_rules(path)
@@ -285,8 +287,7 @@ class _Scanner:
             self._found.away.add(path)
             why = _UNMOUNTED if device == visit.device else _HIDDEN
             self._found.problems.append(Problem(path, f"{why}: {_NOT_TAKEN}"))
-            if path in self._mounts:
-                self._found.mounts.add(path)
+            self._keep_mounts(path)
             return
         if visit.device is not None and device != visit.device:
             self._found.mounts.add(path)
@@ -299,6 +300,10 @@ class _Scanner:
             return
         trusted = self._compare(path, children, ignore, device, visit)
         self._found.fingerprints[path] = fingerprint if trusted else None
+
+    def _keep_mounts(self, path: bytes) -> None:
+        """Go on to know on what disks were mounted at and below a path that is not looked at."""
+        self._found.mounts |= {mount for mount in self._mounts if is_within(mount, path)}
 
     def _is_away(self, path: bytes, device: int, above: int) -> bool:
         """Is a disk not mounted that was, or does another, or an empty one, hide what is in a directory?"""
@@ -361,6 +366,7 @@ class _Scanner:
             kind = kind_of(st.st_mode)
             row = rows.get(name)
             if ignore.matches(name, kind is Kind.DIRECTORY):
+                self._keep_mounts(join(path, name))
                 if row:
                     del rows[name]
                     self._hide(join(path, name), row)
@@ -409,6 +415,12 @@ class _Scanner:
         self._ghosts[path] = Record(path, Row(entry), known)
         return False
 
+    def _leave_what_is_alone(self) -> None:
+        """Leave unread only what has a size of its own: what may be the same is hashed, and sent once."""
+        sizes = Counter(size for _, size in self._found.unread)
+        self._leaves += [_Leaf(path, None, size) for path, size in self._found.unread if sizes[size] > 1]
+        self._found.unread = [unread for unread in self._found.unread if sizes[unread.size] == 1]
+
     def _look_at_leaves(self) -> None:
         """Read what the manifest does not vouch for."""
         self._tell()
@@ -441,14 +453,23 @@ class _Scanner:
         if self._note:
             self._note(self._found)
 
-    def _vanish(self, path: bytes, rows: dict[bytes, Row], ignore: Ignore, hidden: bool) -> None:
-        """Record what is not there any more, with all that was below."""
+    def _vanish(
+        self, path: bytes, rows: dict[bytes, Row], ignore: Ignore, hidden: bool, gone: bool = False
+    ) -> None:
+        """Record what is not there any more, with all that was below.
+
+        What is ignored may come back, as an edit, where the directory is still there; else it is forgotten.
+        """
         for name, row in rows.items():
             was_directory = row.entry.kind is Kind.DIRECTORY
             if not row.entry.alive:
                 continue
             child = join(path, name)
-            was_hidden = hidden or row.hidden or ignore.matches(name, was_directory)
+            is_ignored = ignore.matches(name, was_directory)
+            if is_ignored and not gone:
+                self._hide(child, row)
+                continue
+            was_hidden = hidden or row.hidden or is_ignored
             if was_hidden:
                 self._found.forgotten.append(child)
             else:
@@ -460,7 +481,7 @@ class _Scanner:
         self._found.ignores.pop(path, None)
         self._found.mounts.discard(path)
         self._found.fingerprints[path] = None  # should it come back, its rows say that it is gone
-        self._vanish(path, self._known.rows(path), ignore, hidden)
+        self._vanish(path, self._known.rows(path), ignore, hidden, gone=True)
 
     def _record(self, path: bytes, row: Row, known: Entry | None, old: Row | None = None) -> None:
         if row.entry.alive:

@@ -206,10 +206,11 @@ class Stage:
                 before = os.fstat(fd)
                 if before.st_size != size:
                     continue
-                blocks: Blocks = iter((Span(fd, 0, size),))
+                state = xxh3_128()
+                blocks = _hashed(Span(fd, 0, size), state)
                 came = self.left_over.write(place_of(path), partial(_write_blocks, blocks=blocks, most=size))
                 found = stat_of(os.fstat(fd))
-                if came and found == stat_of(before):
+                if came and came.digest == state.digest() and found == stat_of(before):
                     yield Met(path, came.digest, before.st_mode & 0o777, found, began_ns)
             except OSError:  # it will be staged as all else is, or tell why not
                 continue
@@ -546,6 +547,18 @@ def _while_free(disk: int, floor: int, blocks: Blocks) -> Blocks:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def _update(state: xxh3_128, span: Span) -> None:
+    for start in range(span.offset, span.offset + span.size, BLOCK):
+        state.update(os.pread(span.fd, min(BLOCK, span.offset + span.size - start), start))
+
+
+def _hashed(span: Span, state: xxh3_128) -> Blocks:
+    """Yield a span in parts, and hash each at its source when it has been copied."""
+    for part in _parts(span, _COPIED_BYTES):
+        yield part
+        _update(state, part)
+
+
 def _parts(span: Span, size: int) -> Iterator[Span]:
     for done in range(0, span.size, size):
         yield Span(span.fd, span.offset + done, min(size, span.size - done))
@@ -600,8 +613,7 @@ def _write_blocks(fd: int, blocks: Blocks, most: int) -> Digest | None:
             for part in _parts(block, _COPIED_BYTES):  # each is read again before it has gone from memory
                 copy_span(part, fd)
                 os.ftruncate(fd, done + part.size)  # it may end with a hole
-                for start in range(done, done + part.size, BLOCK):
-                    state.update(os.pread(fd, min(BLOCK, done + part.size - start), start))
+                _update(state, Span(fd, done, part.size))
                 done += part.size
         else:
             state.update(block)

@@ -64,6 +64,8 @@ MERGES_AT_ONCE = TEXTS_AT_ONCE
 PATIENCE_SECONDS = 2.0
 """How long a scan of the peer, which may take very long and can be stopped anywhere, is waited for to end."""
 
+NOTE_SECONDS = 10.0
+"""After so long it is recorded what has been taken: no more is hashed again by who interrupts it."""
 LEFT_BYTES = 1 << 20
 """Names of paths left for another time that are remembered: where there are more, all is compared again."""
 LARGE_AT_ONCE = 500
@@ -211,7 +213,8 @@ class Session:
             self._handed_over += time.monotonic() - started
             if is_all:
                 return replace(scanned, unread=0)
-        return side.scan(True)
+        again = side.scan(True)
+        return replace(again, skipped=[*scanned.skipped, *again.skipped])
 
     def _send_unread(self, side: Replica, other: Replica, size: int) -> bool:
         """Send what a scan left unread; return whether that was all as it was seen."""
@@ -224,12 +227,22 @@ class Session:
         """Have one side take what the scan of its neighbour left unread; return as `_send_unread`."""
         unread = side.unread()
         met: list[Met] = []
-        for one in other.take_unread(unread):
-            self._transferred += one.stat.size
-            self._progress.advance(1, one.stat.size, one.path)
-            met.append(one)
+        count, due = 0, time.monotonic() + NOTE_SECONDS
+        try:
+            for one in other.take_unread(unread):
+                self._transferred += one.stat.size
+                self._progress.advance(1, one.stat.size, one.path)
+                met.append(one)
+                count += 1
+                if time.monotonic() >= due:
+                    side.note_unread(met)
+                    met, due = [], time.monotonic() + NOTE_SECONDS
+        except BaseException:
+            with contextlib.suppress(Exception):  # else it is hashed once more
+                side.note_unread(met)
+            raise
         side.note_unread(met)
-        return len(met) == len(unread)
+        return count == len(unread)
 
     def round(
         self,

@@ -182,6 +182,38 @@ def test_a_disk_in_the_tree_that_is_not_mounted_any_more_is_no_deletion(tmp_path
     assert not (there / "more").exists()
 
 
+def test_a_disk_in_a_disk_that_are_both_away_is_no_deletion_when_one_comes_back(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"file": "x"})
+    with mounted(here / "one"):
+        write(here / "one" / "f", "1")
+        with mounted(here / "one" / "two"):
+            write(here / "one" / "two" / "g", "2")
+            p2psync(here, "sync", there)
+            before = snapshot(there)
+    p2psync(here, "sync", there, code=1)
+    with mounted(here / "one"):
+        write(here / "one" / "f", "1")
+        (here / "one" / "two").mkdir()
+        assert "one/two was a mounted disk" in p2psync(here, "sync", there, code=1).err
+        assert snapshot(there).keys() == before.keys()
+
+
+def test_a_disk_that_went_while_it_was_ignored_is_away_when_the_rule_goes(tmp_path: Path) -> None:
+    here, there = pair(tmp_path, {"file": "x"})
+    with mounted(here / "disk"):
+        write(here / "disk" / "f", "1")
+        p2psync(here, "sync", there)
+        write(here / ".p2psync" / "ignore", "disk\n")
+        p2psync(here, "sync", there)
+    p2psync(here, "sync", there)
+    (here / ".p2psync" / "ignore").unlink()
+    write(there / "disk" / "g", "2")
+    for _ in range(2):
+        assert "disk was a mounted disk" in p2psync(here, "sync", there, code=1).err
+        assert os.listdir(here / "disk") == []
+    assert (there / "disk" / "f").exists()
+
+
 def test_an_empty_disk_mounted_over_files_is_no_deletion(tmp_path: Path) -> None:
     here, there = pair(tmp_path, {"photos/one": "1", "photos/two": "2"})
     before = snapshot(there)

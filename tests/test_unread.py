@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from p2psync import look, stage
+from p2psync import disk, look, stage
 from p2psync.core.merge import MAX_TEXT
 from p2psync.core.model import Digest, Prefer
-from p2psync.core.replica import PIECE_BYTES, More, Piece, place_of
-from p2psync.disk import hash_file
+from p2psync.core.replica import PIECE_BYTES, Met, More, Piece, Unread, place_of
+from p2psync.disk import Span, hash_file
 from p2psync.errors import ReplicaError
 from p2psync.local import LocalReplica
 from p2psync.restrict import Key
 from p2psync.sync import Result, Session
-from tests.cli_support import p2psync, replica
+from p2psync.watcher import Watcher
+from tests.cli_support import p2psync, replica, wait_for
 from tests.sshd import Sshd
 from tests.support import (
     Quiet,
+    digest,
     do_not_wait_for_disk,
     entries,
     new_replica,
@@ -34,7 +37,7 @@ from tests.support import (
 )
 
 VIDEO = os.urandom(2 * PIECE_BYTES + 5)
-TREE = {b"notes": b"small", b"films/one": VIDEO, b"films/two": VIDEO[::-1], b"border": bytes(MAX_TEXT)}
+TREE = {b"notes": b"small", b"films/one": VIDEO, b"films/two": VIDEO[:0:-1], b"border": bytes(MAX_TEXT)}
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +221,71 @@ def test_what_a_file_is_nobody_tells_who_is_not_on_this_machine(home: Path, peer
         with pytest.raises(ReplicaError, match="on the same machine"):
             ours.note_unread(met)
         assert b"films/one" not in entries(ours)
+
+
+def test_a_copy_that_went_wrong_is_found(home: Path, peer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [b"wrong"]
+
+    def copying(span: Span, fd: int) -> None:
+        disk.copy_span(span, fd)
+        if wrong:
+            os.pwrite(fd, wrong.pop(), 100)
+
+    monkeypatch.setattr(stage, "copy_span", copying)
+    with opened(home) as ours, opened(peer) as theirs:
+        first_sync(ours, theirs, (home, peer))
+        assert not wrong
+        assert entries(ours)[b"films/one"].digest == digest(VIDEO)
+    assert sync(home, peer).in_step
+    assert snapshot(home) == snapshot(peer)
+
+
+def test_what_was_taken_is_recorded_when_that_breaks_off(
+    home: Path, peer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = LocalReplica.take_unread
+
+    def breaking(replica: LocalReplica, files: Sequence[Unread]) -> Iterator[Met]:
+        yield next(take(replica, files))
+        raise ReplicaError("the disk hangs")
+
+    monkeypatch.setattr(LocalReplica, "take_unread", breaking)
+    with opened(home) as ours, opened(peer) as theirs:
+        with pytest.raises(ReplicaError, match="hangs"):
+            first_sync(ours, theirs, (home, peer))
+        assert b"films/one" in entries(ours)
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_what_may_be_the_same_goes_once(tmp_path: Path, peer: Path, near: bool) -> None:
+    home = new_replica(tmp_path / "other", {b"%d" % n: VIDEO for n in range(3)} | {b"alone": VIDEO[1:]})
+    with opened(home) as ours, opened(peer) as theirs:
+        result = first_sync(ours, theirs, (home, peer) if near else ())
+        assert result.in_step
+        assert near or result.transferred == 2 * len(VIDEO) - 1
+    assert snapshot(home) == snapshot(peer)
+
+
+def test_what_is_no_file_is_told_of_although_all_is_scanned_once_more(
+    home: Path, peer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(home / "fifo")
+    with opened(home) as ours, opened(peer) as theirs:
+        monkeypatch.setattr(theirs, "room_if_blank", lambda: 1)
+        assert first_sync(ours, theirs).local.scanned.skipped == [b"fifo"]
+
+
+def test_what_was_left_is_looked_at_again_by_who_watches(home: Path, peer: Path) -> None:
+    with contextlib.closing(Watcher(0, 0, 3600)) as watcher:
+        with opened(home) as plain:
+            plain.scan(keep=True)
+        with contextlib.closing(LocalReplica(os.fsencode(home), watcher=watcher)) as ours:
+            ours.scan(keep=True)
+            write(os.fsencode(home / "new"), VIDEO)
+            wait_for(lambda: watcher.due() < time.monotonic(), "what is new")
+            assert ours.scan(keep=True, leave_large=True).unread == len(VIDEO)
+            assert ours.scan(keep=True).unread == 0
+            assert b"new" in entries(ours)
 
 
 def test_a_neighbour_takes_no_more_than_it_has_room_for(home: Path, peer: Path) -> None:
