@@ -223,7 +223,7 @@ complete -c p2psync -n '__p2psync_is sync' -l mode -x -a 'two-way push pull mirr
 complete -c p2psync -n '__p2psync_is sync' -s c -l checksum -d 'Read every file, also if its size and times are what they were'
 complete -c p2psync -n '__p2psync_is sync' -l create -d 'Make a peer a replica that is none yet'
 complete -c p2psync -n '__p2psync_is sync' -l max-delete -x -d 'Delete at most so many files, or such a share of them, from any side'
-complete -c p2psync -n '__p2psync_is sync' -l accept-folder -x -d 'PATH here, whose disk is not mounted any more, or is another one, is to be as it is now'
+complete -c p2psync -n '__p2psync_is sync' -l accept-folder -x -d 'PATH here, whose disk is not mounted any more, or that a new or empty one hides, is to be as it is now'
 complete -c p2psync -n '__p2psync_is sync' -l approve -x -d 'Carry out the plan that was refused, once'
 complete -c p2psync -n '__p2psync_is sync' -l plan -r -F -d 'Carry out just the plan that sync -n --json wrote to FILE, or nothing'
 complete -c p2psync -n '__p2psync_is sync' -s e -l ssh-command -x -d 'The ssh to use'

@@ -306,15 +306,15 @@ class _Scanner:
         self._found.mounts |= {mount for mount in self._mounts if is_within(mount, path)}
 
     def _is_away(self, path: bytes, device: int, above: int) -> bool:
-        """Is a disk not mounted that was, or does another, or an empty one, hide what is in a directory?"""
+        """Is a disk not mounted that was, or does one that was not, or is empty, hide a directory?"""
         if device == above or path in self._accepted:
             return path in self._mounts
-        if not any(row.entry.alive for row in self._known.rows(path).values()):
-            return False
         try:
-            return path not in self._mounts or set(os.listdir(self._root.directory(path))) <= {_SIDECAR}
+            if path in self._mounts and set(os.listdir(self._root.directory(path))) - {_SIDECAR}:
+                return False
         except OSError:  # to look at it will tell
             return False
+        return any(row.entry.alive for row in self._known.rows(path).values())
 
     def _rules(self, visit: _Visit, directory: int, children: dict[bytes, os.stat_result]) -> Ignore:
         """Return the rules in force in a directory, its own ignore file included."""
@@ -340,8 +340,11 @@ class _Scanner:
     ) -> None:
         """Go on below a directory in which nothing moved."""
         for name, st in children.items():
-            if stat.S_ISDIR(st.st_mode) and not ignore.matches(name, True):
-                self._stack.append(_Visit(join(path, name), ignore, device=device, hidden=hidden))
+            if stat.S_ISDIR(st.st_mode):
+                if ignore.matches(name, True):
+                    self._keep_mounts(join(path, name))
+                else:
+                    self._stack.append(_Visit(join(path, name), ignore, device=device, hidden=hidden))
 
     def _forget_rules(self, path: bytes) -> None:
         """Forget the rules below a directory: those that are still in force will be found again."""
@@ -508,7 +511,7 @@ class _Scanner:
 
 
 _UNMOUNTED = "was a mounted disk and is not mounted now"
-_HIDDEN = "has files, and another disk is mounted on it, or an empty one"
+_HIDDEN = "has files, and a disk is mounted on it that was not, or is empty"
 _NOT_TAKEN = (
     "nothing in it is taken for deleted, and nothing is written there. If it is to go, remove the folder;"
     " if it is to be as it is now, run `p2psync sync --accept-folder PATH` in this replica"

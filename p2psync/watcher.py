@@ -226,6 +226,7 @@ class _Inotify:
         self._creates = In.IN_CREATE
         self._directory = In.IN_ISDIR
         self._arrives = In.IN_CREATE | In.IN_MOVED_TO
+        self._unmounted = In.IN_UNMOUNT
         self._gone = In.IN_DELETE_SELF | In.IN_MOVE_SELF | In.IN_UNMOUNT
         self._mask = Mask(
             In.IN_MODIFY
@@ -274,7 +275,8 @@ class _Inotify:
         if folder is None:
             return
         if not event.name:
-            if event.mask & self._gone and not folder:  # of other folders, the one above tells
+            # Of other folders that go the one above tells, but not of a disk that is unmounted.
+            if event.mask & (self._unmounted if folder else self._gone):
                 self._watcher.lost_track()
             return
         directory = bool(event.mask & self._directory)

@@ -7,17 +7,32 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from p2psync import room, stage
+from p2psync.core.model import Transition
 from p2psync.core.paths import SIDECAR
 from p2psync.disk import free_on
-from tests.cli_support import assert_same, contents, history, p2psync, pair, replica, snapshot, write
+from p2psync.local import LocalReplica
+from p2psync.watcher import Watcher
+from tests.cli_support import (
+    assert_same,
+    contents,
+    history,
+    p2psync,
+    pair,
+    replica,
+    snapshot,
+    wait_for,
+    write,
+)
 from tests.sshd import Sshd
-from tests.support import sync
+from tests.support import file, sync
 
 MANY = {f"d{number % 5}/{number}": f"content {number}" for number in range(40)}
 
@@ -174,7 +189,7 @@ def test_a_disk_in_the_tree_that_is_not_mounted_any_more_is_no_deletion(tmp_path
     (here / "more" / "left under it").write_text("3")
     assert "is not mounted now" in p2psync(here, "sync", there, code=1).err
     with mounted(here / "more"):
-        assert "another disk is mounted on it, or an empty one" in p2psync(here, "sync", there, code=1).err
+        assert "a disk is mounted on it that was not, or is empty" in p2psync(here, "sync", there, code=1).err
         (here / "more" / "too").write_text("2")
         p2psync(here, "sync", there)
     shutil.rmtree(here / "more")
@@ -214,12 +229,26 @@ def test_a_disk_that_went_while_it_was_ignored_is_away_when_the_rule_goes(tmp_pa
     assert (there / "disk" / "f").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="tells of what is unmounted")
+def test_who_watches_notices_that_a_disk_is_unmounted(tmp_path: Path) -> None:
+    here = replica(tmp_path / "here", {"file": "x"})
+    with contextlib.closing(Watcher(0, 0, 3600)) as watcher:
+        with mounted(here / "disk"):
+            write(here / "disk" / "f", "1")
+            with contextlib.closing(LocalReplica(os.fsencode(here), watcher=watcher)) as watched:
+                watched.scan(keep=True)
+        wait_for(lambda: watcher.due() < time.monotonic(), "what is unmounted")
+        with contextlib.closing(LocalReplica(os.fsencode(here), watcher=watcher)) as watched:
+            assert [problem.path for problem in watched.scan(keep=True).problems] == [b"disk"]
+            assert watched.refusal(Transition(b"disk/g", None, file(b"new")))
+
+
 def test_an_empty_disk_mounted_over_files_is_no_deletion(tmp_path: Path) -> None:
     here, there = pair(tmp_path, {"photos/one": "1", "photos/two": "2"})
     before = snapshot(there)
     with mounted(here / "photos"):
         ran = p2psync(here, "sync", there, code=1)
-        assert "photos has files, and another disk is mounted on it, or an empty one" in ran.err
+        assert "photos has files, and a disk is mounted on it that was not, or is empty" in ran.err
         assert snapshot(there) == before
     p2psync(here, "sync", there)
     assert snapshot(here) == snapshot(there) == before

@@ -96,8 +96,9 @@ def cut(contents: bytes, name: bytes = b"films/one") -> list[list[Piece]]:
 @pytest.mark.parametrize("near", [False, True])
 @pytest.mark.parametrize("filled", ["home", "peer"])
 def test_what_one_side_alone_has_is_read_once(
-    home: Path, peer: Path, hashed: list[bytes], filled: str, near: bool
+    home: Path, peer: Path, hashed: list[bytes], monkeypatch: pytest.MonkeyPatch, filled: str, near: bool
 ) -> None:
+    monkeypatch.setattr(stage, "_COPIED_BYTES", PIECE_BYTES)
     one, other = (home, peer) if filled == "home" else (peer, home)
     if filled == "peer":
         os.rename(home / "films", peer / "films")
@@ -232,6 +233,7 @@ def test_a_copy_that_went_wrong_is_found(home: Path, peer: Path, monkeypatch: py
             os.pwrite(fd, wrong.pop(), 100)
 
     monkeypatch.setattr(stage, "copy_span", copying)
+    monkeypatch.setattr(stage, "_COPIED_BYTES", PIECE_BYTES)
     with opened(home) as ours, opened(peer) as theirs:
         first_sync(ours, theirs, (home, peer))
         assert not wrong

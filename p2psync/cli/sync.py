@@ -143,8 +143,8 @@ _FILTERS = ("mode", "one_file_system", "max_size", "exclude_from", "include", "e
     multiple=True,
     metavar="PATH",
     type=click.Path(exists=True, file_okay=False, path_type=bytes),
-    help="PATH here, whose disk is not mounted any more, or is another one, is to be as it is now: what is"
-    " not in it is taken for deleted.",
+    help="PATH here, whose disk is not mounted any more, or that a new or empty one hides, is to be as it is"
+    " now: what is not in it is taken for deleted.",
 )
 @click.option("--approve", metavar="PLAN-ID", default="", help="Carry out the plan that was refused, once.")
 @click.option(
