@@ -310,7 +310,7 @@ class _Scanner:
         if device == above or path in self._accepted:
             return path in self._mounts
         try:
-            if path in self._mounts and set(os.listdir(self._root.directory(path))) - {_SIDECAR}:
+            if path in self._mounts and set(os.listdir(self._root.directory(path))) - _OF_EMPTY_DISKS:
                 return False
         except OSError:  # to look at it will tell
             return False
@@ -516,7 +516,7 @@ _NOT_TAKEN = (
     "nothing in it is taken for deleted, and nothing is written there. If it is to go, remove the folder;"
     " if it is to be as it is now, run `p2psync sync --accept-folder PATH` in this replica"
 )
-_SIDECAR = os.fsdecode(SIDECAR)
+_OF_EMPTY_DISKS = {os.fsdecode(SIDECAR), "lost+found"}
 
 
 def _children(directory: int) -> dict[bytes, os.stat_result]:

@@ -189,6 +189,7 @@ def test_a_disk_in_the_tree_that_is_not_mounted_any_more_is_no_deletion(tmp_path
     (here / "more" / "left under it").write_text("3")
     assert "is not mounted now" in p2psync(here, "sync", there, code=1).err
     with mounted(here / "more"):
+        (here / "more" / "lost+found").mkdir()
         assert "a disk is mounted on it that was not, or is empty" in p2psync(here, "sync", there, code=1).err
         (here / "more" / "too").write_text("2")
         p2psync(here, "sync", there)
