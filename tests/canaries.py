@@ -88,12 +88,12 @@ CANARIES = (
         "treat EACCES as absent",
         "p2psync/scan.py",
         "        except OSError as error:\n"
-        "            self._problem(path, error)\n            self._found.mounts",
+        "            self._problem(path, error)\n            self._keep_mounts(path)",
         "        except PermissionError:\n"
-        "            self._forget_below(path, visit.ignore or Ignore.top(self._exclude))\n"
+        "            self._forget_below(path, visit.ignore or Ignore.top(self._exclude), False)\n"
         "            return\n"
         "        except OSError as error:\n"
-        "            self._problem(path, error)\n            self._found.mounts",
+        "            self._problem(path, error)\n            self._keep_mounts(path)",
         "tests/test_scan.py",
     ),
     _canary(
@@ -126,9 +126,9 @@ CANARIES = (
         (
             Edit(
                 "p2psync/apply.py",
-                "        _check_unchanged(name, directory, row)\n        if wanted.kind is row.entry.kind",
-                "        if wanted.alive:\n            _check_unchanged(name, directory, row)\n"
-                "        if wanted.kind is row.entry.kind",
+                "        _check_unchanged(name, directory, row, wanted if amends else row.entry)\n",
+                "        if wanted.alive:\n"
+                "            _check_unchanged(name, directory, row, wanted if amends else row.entry)\n",
             ),
             Edit(
                 "p2psync/apply.py",
